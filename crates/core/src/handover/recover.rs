@@ -1,0 +1,71 @@
+//! What a journal says after its agent was restarted, and what it answers a peer when no state machine lives any more.
+
+use super::Record;
+use crate::wire::message::{Handover, Message, Verdict};
+
+/// What a restarted agent owes a handover that its journal knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AfterRestart {
+    /// Nothing: it ended.
+    Nothing,
+    /// Source: it was not released, or was taken back. See that the guest runs, then write `RolledBack`.
+    RollBack(Handover),
+    /// Source: it was released. Say `Commit` until the target, whose agent listens at the address, answers:
+    /// [`super::Source::released`].
+    Commit(Handover, String),
+    /// Target: it promised. Ask the source, whose agent listens at the address: [`super::Target::prepared`].
+    Ask(Handover, String),
+    /// Target: it owns the VM. See that the guest runs: [`super::Target::owned`].
+    Run(Handover, String),
+}
+
+/// Reads the records of one handover, oldest first.
+pub fn after_restart(records: &[Record]) -> AfterRestart {
+    let peer = || {
+        let of = |record: &Record| match record {
+            Record::Offered { peer, .. } | Record::Prepared { peer, .. } => Some(peer.clone()),
+            _ => None,
+        };
+        records.iter().find_map(of).unwrap_or_default()
+    };
+    match records.last() {
+        Some(Record::Offered { handover, .. } | Record::Reclaimed { handover }) => {
+            AfterRestart::RollBack(handover.clone())
+        }
+        Some(Record::Released { handover }) => AfterRestart::Commit(handover.clone(), peer()),
+        Some(Record::Prepared { handover, .. }) => AfterRestart::Ask(handover.clone(), peer()),
+        Some(Record::Owned { handover }) => AfterRestart::Run(handover.clone(), peer()),
+        Some(
+            Record::HandedOver { .. } | Record::RolledBack { .. } | Record::TakenOver { .. } | Record::Dropped { .. },
+        )
+        | None => AfterRestart::Nothing,
+    }
+}
+
+/// Answers a peer's `Inquire` or `Commit` from the journal alone, for a handover without a living state machine.
+pub fn answer(records: &[Record], message: &Message) -> Option<Message> {
+    match message {
+        Message::Inquire { handover } => {
+            let verdict = match records.last() {
+                Some(Record::Released { .. } | Record::HandedOver { .. }) => Verdict::Released,
+                // No record, or one before the release: it was never made, and without a state machine never will be.
+                _ => Verdict::Aborted,
+            };
+            Some(Message::Outcome {
+                handover: handover.clone(),
+                verdict,
+            })
+        }
+        Message::Commit { handover } => match records.last() {
+            Some(Record::Owned { .. } | Record::TakenOver { .. }) => Some(Message::Running {
+                handover: handover.clone(),
+            }),
+            Some(Record::Dropped { .. }) => Some(Message::Dropped {
+                handover: handover.clone(),
+                reason: "the target's copy was dropped before it ran".to_owned(),
+            }),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,397 @@
+//! The source's side: it owns the VM until its journal says `Released`, and ends with the guest running on one host.
+
+use super::{Cause, Outcome, Record, Stage};
+use crate::wire::message::{Handover, Image, Message, Transfer, Verdict};
+use serde_json::Value;
+use std::time::Duration;
+
+/// Longest that a target may take to check, start its QEMU and answer.
+const RESERVE_LIMIT: Duration = Duration::from_secs(60);
+/// Pause between two repetitions of `Commit`.
+const COMMIT_REPEAT: Duration = Duration::from_secs(1);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceEvent {
+    /// The record that was last asked for is durable, or is not (a failed write counts as not written).
+    Journaled(Result<(), String>),
+    /// The peer said this.
+    Peer(Message),
+    /// The control lane is gone.
+    PeerLost(String),
+    /// The control lane is there again ([`Stage::Commit`] only; before, a lost lane ends the attempt).
+    PeerBack,
+    /// Somebody wants the attempt ended.
+    Cancel,
+    /// The controller gives up: says why.
+    NotConverging(String),
+    /// The controller decided to stop the guest.
+    StopNow,
+    /// QEMU stopped the guest for its final pass.
+    GuestStopped,
+    /// The lanes or the reading of QEMU's stream broke.
+    TransferFailed(String),
+    /// QEMU's migration ended in failure.
+    MigrationFailed(String),
+    /// QEMU is in `postmigrate`: from here, no socket error restarts the guest.
+    PostMigrate,
+    /// The images were compared ([`SourceEffect::CompareImage`]).
+    Compared(Result<(), String>),
+    /// The guest runs here ([`SourceEffect::ResumeGuest`]), or could not be made to.
+    Resumed(Result<(), String>),
+    /// QEMU ended by itself.
+    QemuGone,
+    /// Time has passed; see [`Source::deadline`].
+    Tick,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SourceEffect {
+    /// Make this durable, then report [`SourceEvent::Journaled`].
+    Journal(Record),
+    /// Say this to the peer, if it can be reached.
+    Send(Message),
+    /// Connect the lanes and have QEMU migrate into them.
+    OpenStream {
+        /// What the target said it can read back ([`Message::Reserved`]).
+        reads_guest_memory: bool,
+    },
+    /// Let QEMU stop the guest at its next chance.
+    LetStop,
+    /// Compare the target's image with what was sent, and report [`SourceEvent::Compared`].
+    CompareImage(Image),
+    /// Give QEMU the SHUT 0 that it waits for.
+    DeliverShut,
+    /// End QEMU's migration whatever its state, see that the guest runs, announce it, report [`SourceEvent::Resumed`].
+    ResumeGuest,
+    /// End the QEMU whose VM is now the target's.
+    EndQemu,
+    /// The attempt is over.
+    Finish(Outcome),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    /// `Offered` is being written.
+    Offering,
+    Reserving,
+    PreCopy,
+    /// The guest is stopped, the target has not said `Prepared`.
+    Stopped,
+    /// The images are being compared.
+    Comparing,
+    /// SHUT 0 is given; `postmigrate` is awaited.
+    Completing,
+    /// `Released` is being written.
+    Releasing,
+    /// The VM is the target's; it is told so until it answers.
+    Committing,
+    /// `HandedOver` is being written.
+    Ending,
+    /// The guest is being made to run here again, for this cause.
+    Resuming(Cause),
+    /// `RolledBack` is being written.
+    RollingBack(Cause),
+    /// `Reclaimed` is being written.
+    Reclaiming(Cause),
+    Finished,
+}
+
+/// The source's state machine.
+#[derive(Clone, Debug)]
+pub struct Source {
+    handover: Handover,
+    /// What the target is asked, until it is.
+    reserve: Option<Message>,
+    /// Longest that the guest may stand still before the attempt is rolled back.
+    max_blackout: Duration,
+    state: State,
+    /// The source's QEMU is dead, but the target may hold all of its guest.
+    qemu_gone: bool,
+    deadline: Option<Duration>,
+}
+
+impl Source {
+    /// Starts an attempt; carry out the effects.
+    pub fn new(
+        handover: Handover,
+        peer: String,
+        transfer: Transfer,
+        offer: Value,
+        max_blackout: Duration,
+    ) -> (Source, Vec<SourceEffect>) {
+        let reserve = Message::Reserve {
+            handover: handover.clone(),
+            transfer,
+            offer,
+        };
+        let record = Record::Offered {
+            handover: handover.clone(),
+            peer,
+        };
+        let source = Source {
+            handover,
+            reserve: Some(reserve),
+            max_blackout,
+            state: State::Offering,
+            qemu_gone: false,
+            deadline: None,
+        };
+        (source, vec![SourceEffect::Journal(record)])
+    }
+
+    /// Takes up a handover that was released before the agent restarted: says `Commit` until the target answers.
+    pub fn released(handover: Handover, now: Duration) -> (Source, Vec<SourceEffect>) {
+        let mut source = Source {
+            handover,
+            reserve: None,
+            max_blackout: Duration::ZERO,
+            state: State::Committing,
+            qemu_gone: false,
+            deadline: None,
+        };
+        let effects = source.commit(now);
+        (source, effects)
+    }
+
+    /// The stage for people; after the end, the last one.
+    pub fn stage(&self) -> Stage {
+        match self.state {
+            State::Offering | State::Reserving => Stage::Reserve,
+            State::PreCopy | State::Resuming(_) | State::RollingBack(_) => Stage::PreCopy,
+            State::Stopped | State::Comparing => Stage::StopAndCopy,
+            _ => Stage::Commit,
+        }
+    }
+
+    /// When [`SourceEvent::Tick`] is due, on the driver's clock.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Whether a cancellation would still be heard.
+    pub fn can_cancel(&self) -> bool {
+        self.stage() < Stage::Commit
+    }
+
+    /// What this host answers a target that asks about this handover.
+    pub fn verdict(&self) -> Verdict {
+        match self.state {
+            State::Committing | State::Ending => Verdict::Released,
+            State::Resuming(_) | State::RollingBack(_) | State::Reclaiming(_) | State::Finished => Verdict::Aborted,
+            _ => Verdict::Undecided,
+        }
+    }
+
+    /// Takes an event at `now` (time since any fixed moment) and says what to do.
+    pub fn handle(&mut self, event: SourceEvent, now: Duration) -> Vec<SourceEffect> {
+        use SourceEffect as Do;
+        use SourceEvent as On;
+        match (&self.state, event) {
+            (State::Finished, _) => vec![],
+
+            (State::Offering, On::Journaled(Ok(()))) => {
+                self.enter(State::Reserving, Some(now + RESERVE_LIMIT));
+                self.reserve.take().map(Do::Send).into_iter().collect()
+            }
+            (State::Offering, On::Journaled(Err(why))) => self.finish(Outcome::RolledBack(Cause::Journal(why))),
+
+            (State::Reserving, On::Peer(Message::Reserved { reads_guest_memory })) => {
+                self.enter(State::PreCopy, None);
+                vec![Do::OpenStream { reads_guest_memory }]
+            }
+            (State::Reserving, On::Peer(Message::Refused { reasons })) => self.roll_back(Cause::Refused(reasons)),
+
+            (State::PreCopy, On::StopNow) => vec![Do::LetStop],
+            (State::PreCopy, On::GuestStopped) => {
+                self.enter(State::Stopped, Some(now + self.max_blackout));
+                vec![Do::Send(Message::Stopped)]
+            }
+
+            // A target can be ready before this side heard that its guest stopped: the stream is the faster messenger.
+            (State::PreCopy | State::Stopped, On::Peer(Message::Prepared { handover, image }))
+                if handover == self.handover =>
+            {
+                self.enter(State::Comparing, Some(now + self.max_blackout));
+                vec![Do::CompareImage(image)]
+            }
+            (State::Comparing, On::Compared(Ok(()))) if self.qemu_gone => self.release(),
+            (State::Comparing, On::Compared(Ok(()))) => {
+                self.enter(State::Completing, Some(now + self.max_blackout));
+                vec![Do::DeliverShut]
+            }
+            (State::Comparing, On::Compared(Err(why))) => self.resume(Cause::Image(why)),
+
+            (State::Completing, On::PostMigrate) => self.release(),
+            // The target's image is complete and promised, and nothing runs here any more: it is the VM now.
+            (State::Completing, On::QemuGone) => {
+                self.qemu_gone = true;
+                self.release()
+            }
+            // The target keeps its promise until it hears from us, so a lost peer is no reason to undo this.
+            (State::Completing, On::PeerLost(_) | On::Cancel | On::NotConverging(_) | On::TransferFailed(_)) => vec![],
+
+            (State::Releasing, On::Journaled(Ok(()))) => {
+                self.state = State::Committing;
+                self.commit(now)
+            }
+            (State::Releasing, On::Journaled(Err(why))) => self.resume(Cause::Journal(why)),
+
+            (State::Committing, On::Tick | On::PeerBack) => self.commit(now),
+            (State::Committing, On::Peer(Message::Running { handover })) if handover == self.handover => {
+                self.enter(State::Ending, None);
+                vec![Do::EndQemu, Do::Journal(Record::HandedOver { handover })]
+            }
+            (State::Committing, On::Peer(Message::Dropped { handover, reason })) if handover == self.handover => {
+                self.enter(State::Reclaiming(Cause::Target(reason)), None);
+                vec![Do::Journal(Record::Reclaimed { handover })]
+            }
+            (State::Committing, On::QemuGone) => {
+                self.qemu_gone = true;
+                vec![]
+            }
+            // A journal that fails here loses nothing: a restart would say `Commit` again and hear `Running`.
+            (State::Ending, On::Journaled(_)) => self.finish(Outcome::HandedOver),
+
+            (State::Reclaiming(cause), On::Journaled(Ok(()))) => {
+                let cause = cause.clone();
+                self.resume(cause)
+            }
+            // The guest may not run before the record says so. It is tried again; a restarted agent tries as well.
+            (State::Reclaiming(_), On::Journaled(Err(_))) => {
+                self.deadline = Some(now + COMMIT_REPEAT);
+                vec![]
+            }
+            (State::Reclaiming(_), On::Tick) => {
+                self.deadline = None;
+                vec![Do::Journal(Record::Reclaimed {
+                    handover: self.handover.clone(),
+                })]
+            }
+
+            (State::Resuming(cause), On::Resumed(Ok(()))) => {
+                let cause = cause.clone();
+                self.enter(State::RollingBack(cause), None);
+                vec![Do::Journal(Record::RolledBack {
+                    handover: self.handover.clone(),
+                })]
+            }
+            (State::Resuming(_), On::Resumed(Err(why))) => self.finish(Outcome::Lost(Cause::Qemu(why))),
+            (State::Resuming(_), On::QemuGone) => self.finish(Outcome::Lost(Cause::GuestGone(Stage::PreCopy))),
+            (State::RollingBack(cause), On::Journaled(_)) => {
+                let cause = cause.clone();
+                self.finish(Outcome::RolledBack(cause))
+            }
+
+            (State::PreCopy, On::QemuGone) => self.lose(Cause::GuestGone(Stage::PreCopy)),
+            (State::Offering | State::Reserving, On::QemuGone) => self.lose(Cause::GuestGone(Stage::Reserve)),
+            // What the target gets of the stream may be all of it; then the guest lives on there.
+            (State::Stopped | State::Comparing, On::QemuGone) => {
+                self.qemu_gone = true;
+                vec![]
+            }
+            // A QEMU that died also breaks the stream and its own migration; the target's word decides, or the deadline.
+            (State::Stopped | State::Comparing, On::TransferFailed(_) | On::MigrationFailed(_)) if self.qemu_gone => {
+                vec![]
+            }
+
+            (
+                State::Offering
+                | State::Reserving
+                | State::PreCopy
+                | State::Stopped
+                | State::Comparing
+                | State::Completing,
+                event,
+            ) => match failure(&self.handover, event, self.stage(), self.limit()) {
+                Some(cause) => self.roll_back(cause),
+                None => vec![],
+            },
+            _ => vec![],
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        if self.state == State::Reserving {
+            RESERVE_LIMIT
+        } else {
+            self.max_blackout
+        }
+    }
+
+    fn enter(&mut self, state: State, deadline: Option<Duration>) {
+        self.state = state;
+        self.deadline = deadline;
+    }
+
+    fn abort(&self, cause: &Cause) -> SourceEffect {
+        SourceEffect::Send(Message::Abort {
+            handover: self.handover.clone(),
+            reason: cause.to_string(),
+        })
+    }
+
+    /// Ends an attempt that was not released. Before the stream was opened the guest was never touched.
+    fn roll_back(&mut self, cause: Cause) -> Vec<SourceEffect> {
+        if matches!(self.state, State::Offering | State::Reserving) {
+            let abort = self.abort(&cause);
+            self.enter(State::RollingBack(cause), None);
+            return vec![
+                abort,
+                SourceEffect::Journal(Record::RolledBack {
+                    handover: self.handover.clone(),
+                }),
+            ];
+        }
+        self.resume(cause)
+    }
+
+    fn resume(&mut self, cause: Cause) -> Vec<SourceEffect> {
+        if self.qemu_gone {
+            return self.lose(cause);
+        }
+        let abort = self.abort(&cause);
+        self.enter(State::Resuming(cause), None);
+        vec![abort, SourceEffect::ResumeGuest]
+    }
+
+    fn lose(&mut self, cause: Cause) -> Vec<SourceEffect> {
+        let mut effects = vec![self.abort(&cause)];
+        effects.extend(self.finish(Outcome::Lost(cause)));
+        effects
+    }
+
+    fn release(&mut self) -> Vec<SourceEffect> {
+        self.enter(State::Releasing, None);
+        vec![SourceEffect::Journal(Record::Released {
+            handover: self.handover.clone(),
+        })]
+    }
+
+    fn commit(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.deadline = Some(now + COMMIT_REPEAT);
+        vec![SourceEffect::Send(Message::Commit {
+            handover: self.handover.clone(),
+        })]
+    }
+
+    fn finish(&mut self, outcome: Outcome) -> Vec<SourceEffect> {
+        self.enter(State::Finished, None);
+        vec![SourceEffect::Finish(outcome)]
+    }
+}
+
+/// The cause for which an event ends an attempt that is not released, if it does.
+fn failure(handover: &Handover, event: SourceEvent, stage: Stage, limit: Duration) -> Option<Cause> {
+    Some(match event {
+        SourceEvent::Cancel => Cause::Cancelled,
+        SourceEvent::NotConverging(why) => Cause::NotConverging(why),
+        SourceEvent::PeerLost(why) => Cause::PeerLost(why),
+        SourceEvent::TransferFailed(why) => Cause::Transfer(why),
+        SourceEvent::MigrationFailed(why) => Cause::Qemu(why),
+        SourceEvent::Peer(Message::Dropped { handover: of, reason }) if of == *handover => Cause::Target(reason),
+        SourceEvent::Tick => Cause::TooLong(stage, limit),
+        _ => return None,
+    })
+}

@@ -1,0 +1,339 @@
+//! The target's side: it runs the VM only after the source durably gave it up, and drops its copy otherwise.
+
+use super::Record;
+use crate::wire::message::{Handover, Image, Message, Transfer, Verdict};
+use serde_json::Value;
+use std::time::Duration;
+
+/// How long a reservation stands without a stream.
+const RESERVATION_LIMIT: Duration = Duration::from_secs(60);
+/// Pause between two inquiries at a source that can't be reached.
+const INQUIRY_REPEAT: Duration = Duration::from_secs(1);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetEvent {
+    /// The record that was last asked for is durable, or is not.
+    Journaled(Result<(), String>),
+    /// The peer said this.
+    Peer(Message),
+    /// The control lane is gone.
+    PeerLost(String),
+    /// The checks are done and QEMU waits for the stream ([`TargetEffect::Reserve`]); `true` if this host can read that
+    /// QEMU's guest memory. Or every reason why not.
+    Reserved(Result<bool, Vec<String>>),
+    /// All lanes are connected.
+    StreamOpened,
+    /// QEMU has loaded the whole stream and is paused; its SHUT 0 is held, and the image described.
+    Loaded(Image),
+    /// The stream, a lane, or QEMU's loading of it failed.
+    LoadFailed(String),
+    /// QEMU ended by itself.
+    QemuGone(String),
+    /// QEMU was told to run the guest ([`TargetEffect::StartGuest`]), or why it would not. A QEMU that is gone before it
+    /// was told is [`QemuGone`](TargetEvent::QemuGone); one that ends while or after it is told counts as started.
+    Started(Result<(), String>),
+    /// Time has passed; see [`Target::deadline`].
+    Tick,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetEffect {
+    /// Check the offer, set memory aside, start QEMU paused and waiting; report [`TargetEvent::Reserved`].
+    Reserve {
+        /// How the stream will cross.
+        transfer: Transfer,
+        /// What the source offered.
+        offer: Value,
+    },
+    /// Make this durable, then report [`TargetEvent::Journaled`].
+    Journal(Record),
+    /// Say this to the peer, if it can be reached.
+    Send(Message),
+    /// Ask the source's agent, over a connection of its own, about this handover; its answer comes as an event.
+    Inquire,
+    /// Start the guest, announce it on its networks; report [`TargetEvent::Started`].
+    StartGuest,
+    /// End QEMU, free what was set aside.
+    Drop {
+        /// Why, for logs.
+        reason: String,
+    },
+    /// The attempt is over; `true` if the VM is now this host's.
+    Finish {
+        /// Whether the VM is this host's.
+        owned: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    Reserving,
+    /// Set aside; the stream is awaited.
+    Reserved,
+    Receiving,
+    /// `Prepared` is being written.
+    Preparing(Image),
+    /// The source's decision is awaited.
+    Prepared,
+    /// `Owned` is being written.
+    Owning {
+        /// The copy's QEMU died meanwhile, and never ran.
+        gone: bool,
+    },
+    /// The VM is this host's and its guest is being started; again at each commit if QEMU would not.
+    Starting {
+        failed: bool,
+    },
+    /// `Dropped` is being written; the copy is gone.
+    Dropping(String),
+    /// The VM is this host's and runs; the source may not have heard.
+    Running,
+    Finished,
+}
+
+/// The target's state machine.
+#[derive(Clone, Debug)]
+pub struct Target {
+    handover: Handover,
+    peer: String,
+    state: State,
+    deadline: Option<Duration>,
+}
+
+impl Target {
+    /// Answers a [`Message::Reserve`]; `peer` is where the source's agent listens.
+    pub fn new(handover: Handover, peer: String, transfer: Transfer, offer: Value) -> (Target, Vec<TargetEffect>) {
+        let target = Target {
+            handover,
+            peer,
+            state: State::Reserving,
+            deadline: None,
+        };
+        (target, vec![TargetEffect::Reserve { transfer, offer }])
+    }
+
+    /// Takes up an image that was prepared before the agent restarted: asks the source.
+    pub fn prepared(handover: Handover, peer: String, now: Duration) -> (Target, Vec<TargetEffect>) {
+        let mut target = Target {
+            handover,
+            peer,
+            state: State::Prepared,
+            deadline: None,
+        };
+        let effects = target.inquire(now);
+        (target, effects)
+    }
+
+    /// Takes up a VM that was owned but perhaps not started before the agent restarted.
+    pub fn owned(handover: Handover, peer: String) -> (Target, Vec<TargetEffect>) {
+        let target = Target {
+            handover,
+            peer,
+            state: State::Starting { failed: false },
+            deadline: None,
+        };
+        (target, vec![TargetEffect::StartGuest])
+    }
+
+    /// When [`TargetEvent::Tick`] is due, on the driver's clock.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Where the source's agent listens.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Whether the VM is this host's.
+    pub fn owns(&self) -> bool {
+        matches!(self.state, State::Starting { .. } | State::Running)
+    }
+
+    /// Takes an event at `now` (time since any fixed moment) and says what to do.
+    pub fn handle(&mut self, event: TargetEvent, now: Duration) -> Vec<TargetEffect> {
+        use TargetEffect as Do;
+        use TargetEvent as On;
+        match (&self.state, event) {
+            (State::Finished, _) => vec![],
+
+            (State::Reserving, On::Reserved(Ok(reads_guest_memory))) => {
+                self.enter(State::Reserved, Some(now + RESERVATION_LIMIT));
+                vec![Do::Send(Message::Reserved { reads_guest_memory })]
+            }
+            (State::Reserving, On::Reserved(Err(reasons))) => {
+                self.enter(State::Finished, None);
+                vec![Do::Send(Message::Refused { reasons }), Do::Finish { owned: false }]
+            }
+            (State::Reserved, On::StreamOpened) => {
+                self.enter(State::Receiving, None);
+                vec![]
+            }
+            (State::Reserved, On::Tick) => self.drop_unpromised("the reservation expired before a stream came".into()),
+
+            (State::Receiving, On::Loaded(image)) => {
+                self.enter(State::Preparing(image), None);
+                vec![Do::Journal(Record::Prepared {
+                    handover: self.handover.clone(),
+                    peer: self.peer.clone(),
+                })]
+            }
+            (State::Preparing(image), On::Journaled(Ok(()))) => {
+                let image = *image;
+                // The source answers at once, unless it is gone; then it is asked.
+                self.enter(State::Prepared, Some(now + INQUIRY_REPEAT));
+                vec![Do::Send(Message::Prepared {
+                    handover: self.handover.clone(),
+                    image,
+                })]
+            }
+            (State::Preparing(_), On::Journaled(Err(why))) => {
+                self.drop_unpromised(format!("the journal can't be written: {why}"))
+            }
+
+            (State::Prepared, On::Peer(message)) if message.is_release(&self.handover) => {
+                self.enter(State::Owning { gone: false }, None);
+                vec![Do::Journal(Record::Owned {
+                    handover: self.handover.clone(),
+                })]
+            }
+            (State::Prepared, On::Peer(message)) => match message.abort_reason(&self.handover) {
+                Some(reason) => self.drop_promised(reason),
+                None => vec![],
+            },
+            (State::Prepared, On::PeerLost(_) | On::Tick) => self.inquire(now),
+            (State::Prepared, On::QemuGone(why)) => self.drop_promised(why),
+
+            (State::Owning { .. }, On::QemuGone(_)) => {
+                self.enter(State::Owning { gone: true }, None);
+                vec![]
+            }
+            (State::Owning { gone: true }, On::Journaled(_)) => {
+                self.drop_promised("the target's QEMU ended before it ran".to_owned())
+            }
+            (State::Owning { .. }, On::Journaled(Ok(()))) => {
+                self.enter(State::Starting { failed: false }, None);
+                vec![Do::StartGuest]
+            }
+            // Not written means not owned: the source goes on saying `Commit`, and the next one tries again.
+            (State::Owning { .. }, On::Journaled(Err(_))) => {
+                self.enter(State::Prepared, Some(now + INQUIRY_REPEAT));
+                vec![]
+            }
+            (State::Starting { .. }, On::Started(Ok(()))) => {
+                self.enter(State::Running, None);
+                vec![
+                    Do::Send(Message::Running {
+                        handover: self.handover.clone(),
+                    }),
+                    Do::Journal(Record::TakenOver {
+                        handover: self.handover.clone(),
+                    }),
+                ]
+            }
+            // Without the record a restarted agent would see once more that the guest runs, which is harmless.
+            (State::Running, On::Journaled(_)) => {
+                self.enter(State::Finished, None);
+                vec![Do::Finish { owned: true }]
+            }
+            (State::Starting { .. }, On::Started(Err(reason))) => {
+                self.enter(State::Starting { failed: true }, Some(now + INQUIRY_REPEAT));
+                vec![Do::Send(Message::Stuck {
+                    handover: self.handover.clone(),
+                    reason,
+                })]
+            }
+            // Only a QEMU that never ran the guest ends here: the source's copy is as good as this one was.
+            (State::Starting { .. }, On::QemuGone(why)) => self.drop_promised(why),
+            (State::Starting { failed: true }, On::Tick | On::Peer(Message::Commit { .. })) => {
+                self.enter(State::Starting { failed: false }, None);
+                vec![Do::StartGuest]
+            }
+            // The source did not hear the first answer.
+            (State::Running, On::Peer(Message::Commit { handover })) if handover == self.handover => {
+                vec![Do::Send(Message::Running { handover })]
+            }
+
+            (State::Dropping(reason), On::Journaled(_)) => {
+                let reason = reason.clone();
+                self.finish_dropped(reason)
+            }
+
+            (State::Reserving | State::Reserved | State::Receiving | State::Preparing(_), event) => match event {
+                On::Peer(message) => match message.abort_reason(&self.handover) {
+                    Some(reason) => self.drop_unpromised(reason),
+                    None => vec![],
+                },
+                On::PeerLost(why) | On::LoadFailed(why) | On::QemuGone(why) => self.drop_unpromised(why),
+                _ => vec![],
+            },
+            _ => vec![],
+        }
+    }
+
+    fn enter(&mut self, state: State, deadline: Option<Duration>) {
+        self.state = state;
+        self.deadline = deadline;
+    }
+
+    fn inquire(&mut self, now: Duration) -> Vec<TargetEffect> {
+        self.deadline = Some(now + INQUIRY_REPEAT);
+        vec![TargetEffect::Inquire]
+    }
+
+    /// Before `Prepared` is durable nothing was promised: the copy may go without a word in the journal.
+    fn drop_unpromised(&mut self, reason: String) -> Vec<TargetEffect> {
+        let mut effects = vec![TargetEffect::Drop { reason: reason.clone() }];
+        effects.extend(self.finish_dropped(reason));
+        effects
+    }
+
+    fn drop_promised(&mut self, reason: String) -> Vec<TargetEffect> {
+        self.enter(State::Dropping(reason.clone()), None);
+        vec![
+            TargetEffect::Drop { reason },
+            TargetEffect::Journal(Record::Dropped {
+                handover: self.handover.clone(),
+            }),
+        ]
+    }
+
+    fn finish_dropped(&mut self, reason: String) -> Vec<TargetEffect> {
+        self.enter(State::Finished, None);
+        vec![
+            TargetEffect::Send(Message::Dropped {
+                handover: self.handover.clone(),
+                reason,
+            }),
+            TargetEffect::Finish { owned: false },
+        ]
+    }
+}
+
+impl Message {
+    /// Whether this tells the target of `handover` that the VM is its own.
+    fn is_release(&self, handover: &Handover) -> bool {
+        match self {
+            Message::Commit { handover: of } => of == handover,
+            Message::Outcome {
+                handover: of,
+                verdict: Verdict::Released,
+            } => of == handover,
+            _ => false,
+        }
+    }
+
+    /// Why the target of `handover` has to drop its copy, if this says so.
+    fn abort_reason(&self, handover: &Handover) -> Option<String> {
+        match self {
+            Message::Abort { handover: of, reason } if of == handover => Some(format!("the source aborted: {reason}")),
+            Message::Outcome {
+                handover: of,
+                verdict: Verdict::Aborted,
+            } if of == handover => Some("the source has not released the VM and never will".to_owned()),
+            _ => None,
+        }
+    }
+}

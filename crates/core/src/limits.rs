@@ -1,0 +1,49 @@
+//! Every bound on what a peer, a guest or a stream can make us allocate or wait for, each beside its reason.
+
+/// Smallest guest page QEMU's stream can carry, bytes: the low ten bits of a RAM record's word are flags.
+pub const PAGE_BYTES_MIN: usize = 1024;
+/// Largest guest page of any QEMU target, bytes (sparc64 and alpha have 8 KiB; 64 KiB leaves room).
+pub const PAGE_BYTES_MAX: usize = 64 * 1024;
+/// RAM blocks of one VM. Real machines have 5 to 40: guest RAM, firmware, option ROMs, one per DIMM or device memory.
+pub const BLOCKS_MAX: usize = 1024;
+/// Bytes of a RAM block's name (QEMU writes it behind one length byte).
+pub const BLOCK_NAME_BYTES_MAX: usize = 255;
+/// Guest memory that one VM may have, bytes (64 TiB: what a 46-bit physical address reaches).
+pub const GUEST_BYTES_MAX: u64 = 1 << 46;
+
+/// Bytes of QEMU's stream in one batch: the unit that one thread encodes and one frame carries. 512 KiB is four of
+/// QEMU's own writes (about 128 KiB each), large enough that a frame's overhead is below 0.1 %, small enough that a few of
+/// them in flight do not lengthen the blackout.
+pub const BATCH_BYTES: usize = 512 * 1024;
+/// Stream bytes that a batch may stand for after zero runs and references are expanded. A batch of nothing but 9-byte zero
+/// records stands for at most this much again, because it was cut from `BATCH_BYTES` of stream.
+pub const BATCH_PLAIN_BYTES_MAX: usize = BATCH_BYTES + PAGE_BYTES_MAX + 1024;
+/// Payload of a data frame, bytes: a batch that nothing compresses, plus its description.
+pub const DATA_FRAME_BYTES_MAX: usize = 2 * BATCH_PLAIN_BYTES_MAX;
+/// Payload of a control frame, bytes: a VM definition with hundreds of devices, or all reasons of a refusal.
+pub const CONTROL_FRAME_BYTES_MAX: usize = 1 << 20;
+
+/// Lanes of one session. Beyond this, one lane per core does not help even on a 100 Gb/s link.
+pub const LANES_MAX: usize = 64;
+/// Bytes of QEMU's stream that a lane may have sent and not yet seen handed to the target's QEMU, at the most. It bounds what
+/// the target buffers: 4 MiB is 40 ms of a 10 GbE link with pages that compress to a third, on each of four lanes.
+pub const LANE_CREDIT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// The same, at the least: two batches, so that one is encoded while another crosses. What is on its way when the guest
+/// stops still has to arrive, so slow lanes get no more than they need ([`crate::session::LaneCredit`]).
+pub const LANE_CREDIT_BYTES_MIN: u64 = 2 * BATCH_BYTES as u64;
+/// A return-path message of QEMU, bytes of its payload (QEMU's own limit).
+pub const RETURN_PATH_PAYLOAD_BYTES_MAX: usize = 512;
+
+const _: () = assert!(
+    LANE_CREDIT_BYTES_MAX as usize >= 2 * BATCH_PLAIN_BYTES_MAX,
+    "a lane must keep two batches in flight"
+);
+const _: () = assert!(DATA_FRAME_BYTES_MAX < u32::MAX as usize, "frame lengths are u32");
+
+/// A frame of return-path bytes: one read of the target QEMU's socket.
+pub const RETURN_PATH_FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// How often an agent says something on an otherwise silent control lane.
+pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long a control lane may be silent before the peer counts as lost: long enough for a busy host or a blip of the link.
+pub const PEER_SILENCE: std::time::Duration = std::time::Duration::from_secs(10);

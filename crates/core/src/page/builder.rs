@@ -1,0 +1,139 @@
+//! Cuts QEMU's stream into batches in the very buffers it was read into.
+
+use super::batch::{Batch, Op};
+use crate::{
+    limits::BATCH_BYTES,
+    qemu::{Item, Mark, PageAt, Parser},
+};
+
+/// Reads go into [`spare`](Self::spare), [`filled`](Self::filled) says how much came, [`cut`](Self::cut) takes what there
+/// is as a batch. When to cut is the caller's choice: when the buffer [is full](Self::is_full), and whenever there is
+/// nothing more to read just now, for QEMU must never be left waiting for bytes that lie here.
+pub struct BatchBuilder {
+    parser: Parser,
+    buffer: Vec<u8>,
+    filled: usize,
+    parsed: usize,
+    ops: Vec<Op>,
+    postcopy: bool,
+}
+
+impl BatchBuilder {
+    /// A builder at the start of a stream.
+    pub fn new() -> Self {
+        Self {
+            parser: Parser::new(),
+            buffer: vec![0; BATCH_BYTES],
+            filled: 0,
+            parsed: 0,
+            ops: Vec::new(),
+            postcopy: false,
+        }
+    }
+
+    /// The stream's parser, for its block list, page size and position.
+    pub fn parser(&self) -> &Parser {
+        &self.parser
+    }
+
+    /// Where the next bytes of the stream go. Empty when the buffer is full.
+    pub fn spare(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.filled..]
+    }
+
+    /// Nothing more fits: cut a batch before reading on.
+    pub fn is_full(&self) -> bool {
+        self.filled == self.buffer.len()
+    }
+
+    /// Takes the first `bytes` of [`spare`](Self::spare) (at most all of it) as the next of the stream; returns the marks
+    /// met in them.
+    pub fn filled(&mut self, bytes: usize) -> Vec<Mark> {
+        self.filled = (self.filled + bytes).min(self.buffer.len());
+        let mut marks = Vec::new();
+        while let Some((consumed, item)) = self.parser.next(&self.buffer[self.parsed..self.filled]) {
+            let record = self.parsed;
+            let end = record + consumed;
+            self.parsed = end;
+            match item {
+                Item::Bytes(_) => push_bytes(&mut self.ops, record, end),
+                Item::Page(at, content) => self.ops.push(Op::Page {
+                    at,
+                    record,
+                    start: end - content.len(),
+                }),
+                Item::Zero(at) => push_zero(&mut self.ops, at, record, self.parser.page_bytes()),
+                Item::Foreign(at, _) => self.ops.push(Op::Foreign {
+                    block: at.block,
+                    offset: at.offset,
+                    range: record..end,
+                }),
+                Item::Mark(mark) => {
+                    match mark {
+                        Mark::Blocks => self.ops.push(Op::Blocks(self.parser.blocks().into())),
+                        Mark::Postcopy => self.postcopy = true,
+                        Mark::Switchover | Mark::RamEnd | Mark::Lost(_) => {}
+                    }
+                    marks.push(mark);
+                }
+            }
+        }
+        marks
+    }
+
+    /// The stream has ended: what is left of a record that was cut short is passed on as it is.
+    pub fn end(&mut self) {
+        push_bytes(&mut self.ops, self.parsed, self.filled);
+        self.parsed = self.filled;
+    }
+
+    /// Takes what has been parsed as a batch, and goes on in `fresh`, of any length (a buffer that was a batch's before
+    /// costs nothing to prepare). The beginning of a record whose rest has not come moves there. `None`, and `fresh` is
+    /// dropped, if there is nothing to cut.
+    pub fn cut(&mut self, seq: u64, round: u32, mut fresh: Vec<u8>) -> Option<Batch> {
+        if self.ops.is_empty() {
+            return None;
+        }
+        fresh.resize(BATCH_BYTES, 0);
+        let rest = self.filled - self.parsed;
+        fresh[..rest].copy_from_slice(&self.buffer[self.parsed..self.filled]);
+        let mut stream = std::mem::replace(&mut self.buffer, fresh);
+        stream.truncate(self.parsed);
+        self.filled = rest;
+        self.parsed = 0;
+        Some(Batch {
+            seq,
+            round,
+            stream,
+            ops: std::mem::take(&mut self.ops),
+            page_bytes: self.parser.page_bytes(),
+            postcopy: self.postcopy,
+        })
+    }
+}
+
+impl Default for BatchBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn push_bytes(ops: &mut Vec<Op>, start: usize, end: usize) {
+    match ops.last_mut() {
+        Some(Op::Bytes(range)) => range.end = end,
+        _ if start < end => ops.push(Op::Bytes(start..end)),
+        _ => {}
+    }
+}
+
+fn push_zero(ops: &mut Vec<Op>, at: PageAt, record: usize, page_bytes: usize) {
+    if let Some(Op::Zero { at: first, pages, .. }) = ops.last_mut()
+        && !at.named
+        && first.block == at.block
+        && first.offset + *pages * page_bytes as u64 == at.offset
+    {
+        *pages += 1;
+    } else {
+        ops.push(Op::Zero { at, record, pages: 1 });
+    }
+}

@@ -1,0 +1,274 @@
+//! A batch to the payload of a data frame.
+
+use super::{
+    batch::{Batch, Op},
+    digest::StreamDigest,
+    entropy::is_compressible,
+    known::Class,
+    lz::{Encode, LzError},
+    payload::{FOLLOWS, HEADER_BYTES, Kind, NAMED, put_varint},
+    stats::{EncodingStats, Tally},
+};
+use crate::qemu::{BlockId, PageAt};
+
+/// Appends the batch's payload to `out`, and what it cost to `stats`.
+///
+/// `classes` are the batch's, in order ([`Known::classify`](super::Known::classify)), `after` is the running digest at its
+/// end, `lz` the encoder of the lane that will carry it: a lane's payloads must cross in the order of these calls. The
+/// layout is [`payload`](super::payload)'s.
+pub fn encode(
+    batch: &Batch,
+    classes: &[Class],
+    after: StreamDigest,
+    lz: &mut dyn Encode,
+    out: &mut Vec<u8>,
+    stats: &mut EncodingStats,
+) -> Result<(), LzError> {
+    let start = out.len();
+    out.extend_from_slice(&batch.seq.to_be_bytes());
+    out.extend_from_slice(&batch.round.to_be_bytes());
+    out.extend_from_slice(&after.bytes.to_be_bytes());
+    out.extend_from_slice(&after.hash);
+    out.push(batch.page_bytes().max(1).ilog2() as u8);
+    let lengths_at = out.len();
+    out.resize(start + HEADER_BYTES, 0);
+
+    let mut cost = EncodingStats {
+        other_wire_bytes: HEADER_BYTES as u64,
+        ..EncodingStats::default()
+    };
+    let Sections {
+        lz: plain,
+        raw,
+        foreign_bytes,
+    } = operations(batch, classes, out, &mut cost);
+    let operations_bytes = out.len() - start - HEADER_BYTES;
+
+    let plain_bytes: usize = plain.iter().map(|piece| piece.len()).sum();
+    let lz_start = out.len();
+    if plain_bytes > 0 {
+        lz.encode(&plain, out)?;
+    }
+    let lz_bytes = out.len() - lz_start;
+    for page in raw {
+        out.extend_from_slice(page);
+    }
+
+    // A batch is at most half a MiB, so these are far below 4 GiB.
+    let lengths = [operations_bytes, plain_bytes, lz_bytes].map(|length| (length as u32).to_be_bytes());
+    out[lengths_at..start + HEADER_BYTES].copy_from_slice(lengths.as_flattened());
+
+    // Charge the LZ section to what is in it, by length.
+    let share = |plain_part: u64| {
+        (plain_part * lz_bytes as u64)
+            .checked_div(plain_bytes as u64)
+            .unwrap_or(0)
+    };
+    let pages_share = share(cost.lz.pages * batch.page_bytes() as u64);
+    let foreign_share = share(foreign_bytes as u64);
+    cost.lz.wire_bytes += pages_share;
+    cost.foreign.wire_bytes += foreign_share;
+    cost.other_wire_bytes += lz_bytes as u64 - pages_share - foreign_share;
+    *stats += cost;
+    Ok(())
+}
+
+/// What stands behind the operations.
+struct Sections<'a> {
+    lz: Vec<&'a [u8]>,
+    raw: Vec<&'a [u8]>,
+    /// Bytes in `lz` that are foreign records.
+    foreign_bytes: usize,
+}
+
+fn operations<'a>(batch: &'a Batch, classes: &[Class], out: &mut Vec<u8>, cost: &mut EncodingStats) -> Sections<'a> {
+    let mut writer = Writer {
+        out,
+        cost,
+        page_bytes: batch.page_bytes() as u64,
+        run: None,
+        next: None,
+    };
+    let mut sections = Sections {
+        lz: Vec::with_capacity(batch.ops().len()),
+        raw: Vec::new(),
+        foreign_bytes: 0,
+    };
+    let mut classes = classes.iter();
+    for op in batch.ops() {
+        match op {
+            Op::Bytes(range) => {
+                sections.lz.push(&batch.stream()[range.clone()]);
+                writer.bytes(range.len());
+            }
+            Op::Blocks(blocks) => writer.blocks(blocks),
+            Op::Zero { at, record, pages } => {
+                writer.pages(Run {
+                    kind: Kind::Zero,
+                    at: *at,
+                    name: batch.name(at, *record),
+                    pages: *pages,
+                    from: None,
+                });
+            }
+            Op::Page { at, record, start } => {
+                let content = batch.page(*start);
+                let (kind, from) = match classes.next() {
+                    Some(Class::Same) => (Kind::Same, None),
+                    Some(Class::Copy { block, page }) => (Kind::Copy, Some((*block, *page))),
+                    Some(Class::New) | None if is_compressible(content) => (Kind::Lz, None),
+                    Some(Class::New) | None => (Kind::Raw, None),
+                };
+                match kind {
+                    Kind::Lz => sections.lz.push(content),
+                    Kind::Raw => sections.raw.push(content),
+                    _ => {}
+                }
+                writer.pages(Run {
+                    kind,
+                    at: *at,
+                    name: batch.name(at, *record),
+                    pages: 1,
+                    from,
+                });
+            }
+            Op::Foreign { block, offset, range } => {
+                sections.lz.push(&batch.stream()[range.clone()]);
+                sections.foreign_bytes += range.len();
+                writer.foreign(*block, *offset, range.len());
+            }
+        }
+    }
+    writer.close();
+    sections
+}
+
+/// Neighbouring pages that cross in the same way.
+struct Run<'a> {
+    kind: Kind,
+    at: PageAt,
+    name: &'a [u8],
+    pages: u64,
+    /// Where the first page is copied from.
+    from: Option<(BlockId, u64)>,
+}
+
+impl Run<'_> {
+    /// Whether `next` goes on where this run ends.
+    fn goes_on_with(&self, next: &Run<'_>, page_bytes: u64) -> bool {
+        self.kind == next.kind
+            && !next.at.named
+            && self.at.block == next.at.block
+            && self.at.offset + self.pages * page_bytes == next.at.offset
+            && self.from.map(|(block, page)| (block, page + self.pages)) == next.from
+    }
+}
+
+/// Writes operations, joining pages into runs.
+struct Writer<'a, 'b> {
+    out: &'a mut Vec<u8>,
+    cost: &'a mut EncodingStats,
+    page_bytes: u64,
+    run: Option<Run<'b>>,
+    /// The page behind the last operation that had an address.
+    next: Option<(BlockId, u64)>,
+}
+
+impl<'b> Writer<'_, 'b> {
+    fn pages(&mut self, run: Run<'b>) {
+        match &mut self.run {
+            Some(open) if open.goes_on_with(&run, self.page_bytes) => open.pages += run.pages,
+            _ => {
+                self.close();
+                self.run = Some(run);
+            }
+        }
+    }
+
+    fn bytes(&mut self, length: usize) {
+        self.close();
+        let start = self.out.len();
+        self.out.push(Kind::Bytes as u8);
+        put_varint(length as u64, self.out);
+        self.cost.other_bytes += length as u64;
+        self.cost.other_wire_bytes += (self.out.len() - start) as u64;
+    }
+
+    fn blocks(&mut self, blocks: &[crate::qemu::Block]) {
+        self.close();
+        let start = self.out.len();
+        self.out.push(Kind::Blocks as u8);
+        put_varint(blocks.len() as u64, self.out);
+        for block in blocks {
+            put_name(block.name.as_str().as_bytes(), self.out);
+            put_varint(block.bytes, self.out);
+        }
+        self.cost.other_wire_bytes += (self.out.len() - start) as u64;
+    }
+
+    fn foreign(&mut self, block: BlockId, offset: u64, length: usize) {
+        self.close();
+        let start = self.out.len();
+        // The record is passed on whole, its block's name with it.
+        self.address(Kind::Foreign, block, offset, &[], 1);
+        put_varint(length as u64, self.out);
+        self.cost.foreign += Tally {
+            pages: 1,
+            wire_bytes: (self.out.len() - start) as u64,
+        };
+    }
+
+    /// Writes the run that is open, if one is.
+    fn close(&mut self) {
+        let Some(run) = self.run.take() else { return };
+        let start = self.out.len();
+        self.address(run.kind, run.at.block, run.at.offset, run.name, run.pages);
+        put_varint(run.pages, self.out);
+        if let Some((block, page)) = run.from {
+            put_varint(u64::from(block.0), self.out);
+            put_varint(page, self.out);
+        }
+        let tally = match run.kind {
+            Kind::Zero => &mut self.cost.zero,
+            Kind::Same => &mut self.cost.same,
+            Kind::Copy => &mut self.cost.copy,
+            Kind::Raw => &mut self.cost.raw,
+            _ => &mut self.cost.lz,
+        };
+        *tally += Tally {
+            pages: run.pages,
+            wire_bytes: (self.out.len() - start) as u64,
+        };
+        if run.kind == Kind::Raw {
+            tally.wire_bytes += run.pages * self.page_bytes;
+        }
+    }
+
+    /// The tag, the name if there is one, and the address.
+    fn address(&mut self, kind: Kind, block: BlockId, offset: u64, name: &[u8], pages: u64) {
+        let page = offset / self.page_bytes;
+        let follows = self.next == Some((block, page));
+        let mut tag = kind as u8;
+        if !name.is_empty() {
+            tag |= NAMED;
+        }
+        if follows {
+            tag |= FOLLOWS;
+        }
+        self.out.push(tag);
+        if !name.is_empty() {
+            put_name(name, self.out);
+        }
+        if !follows {
+            put_varint(u64::from(block.0), self.out);
+            put_varint(page, self.out);
+        }
+        self.next = Some((block, page + pages));
+    }
+}
+
+fn put_name(name: &[u8], out: &mut Vec<u8>) {
+    // Names come from the stream, where they stand behind one length byte as well.
+    out.push(name.len() as u8);
+    out.extend_from_slice(name);
+}

@@ -1,0 +1,56 @@
+//! When two pages count as equal.
+//!
+//! A guest chooses the content of its own pages, so it could prepare two pages that any unkeyed or short hash confuses,
+//! and have one replaced by the other. A 128-bit BLAKE3 under a key that the source draws for each session leaves it
+//! nothing to prepare.
+
+use super::batch::{Batch, Op};
+
+/// A session's key, drawn at random by the source and told to the target under the session's protection.
+#[derive(Clone)]
+pub struct FingerprintKey([u8; 32]);
+
+/// The identity of a page's content within a session: the first 16 bytes of its keyed BLAKE3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 16]);
+
+impl FingerprintKey {
+    /// Takes 32 bytes from a cryptographic random source.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(key)
+    }
+
+    /// The fingerprint of one page's content.
+    pub fn page(&self, content: &[u8]) -> Fingerprint {
+        Fingerprint(truncated(&blake3::keyed_hash(&self.0, content)))
+    }
+
+    /// The fingerprints of a batch's pages, in order: one per [`Op::Page`].
+    pub fn pages(&self, batch: &Batch) -> Vec<Fingerprint> {
+        let mut fingerprints = Vec::with_capacity(batch.page_count());
+        for op in batch.ops() {
+            if let Op::Page { start, .. } = *op {
+                fingerprints.push(self.page(batch.page(start)));
+            }
+        }
+        fingerprints
+    }
+
+    /// A key for another purpose, so that no two uses of the session's key can be played against each other.
+    pub(super) fn derived(&self, purpose: &str) -> [u8; 32] {
+        *blake3::keyed_hash(&self.0, purpose.as_bytes()).as_bytes()
+    }
+}
+
+impl std::fmt::Debug for FingerprintKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FingerprintKey(..)")
+    }
+}
+
+/// The first half of a hash.
+pub(super) fn truncated(hash: &blake3::Hash) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.as_bytes()[..16]);
+    half
+}

@@ -1,0 +1,56 @@
+//! What crosses the wire for QEMU's stream, and for a page above all: batches, known content, LZ coders, and the checks
+//! that make the target's stream the source's, byte for byte. No I/O and no threads: the data plane runs these on its own.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`batch`] | a stretch of QEMU's stream, split into operations that refer to its bytes |
+//! | [`builder`] | cuts the stream into batches in the very buffers it was read into |
+//! | [`fingerprint`] | when two pages count as equal |
+//! | [`known`] | what the target holds already |
+//! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
+//! | `entropy` | which pages are not worth an LZ coder's time |
+//! | [`payload`] | the layout of an encoded batch |
+//! | [`encode`], [`decode`] | a batch to a payload, and back except for the pages it only refers to |
+//! | [`assemble`] | fills in the pages referred to, checks everything, gives out the stream |
+//! | `ring` | the pages most recently given out |
+//! | [`digest`] | the running digest over the stream |
+//! | [`page_set`], `sparse` | sets and tables of pages that grow with the pages seen, not with the guest's size |
+//! | [`stats`] | what each encoding carried and cost |
+//!
+//! The source's lanes take turns for [`Known::classify`] and [`RunningDigest::extend`], the target's for
+//! [`Assembler::apply`], in the order of [`Batch::seq`]; everything else runs on all lanes at once:
+//!
+//! ```text
+//! source  BatchBuilder ─▶ FingerprintKey::pages ─▶ │ Known::classify      │ ─▶ encode ─▶ wire
+//!                         FingerprintKey::batch    │ RunningDigest::extend│
+//! target  wire ─▶ Decoder::decode ─▶ │ Assembler::apply │ ─▶ Batch::stream ─▶ QEMU
+//! ```
+
+pub mod assemble;
+pub mod batch;
+pub mod builder;
+pub mod decode;
+pub mod digest;
+pub mod encode;
+mod entropy;
+pub mod fingerprint;
+pub mod known;
+pub mod lz;
+pub mod page_set;
+pub mod payload;
+mod ring;
+mod sparse;
+pub mod stats;
+
+pub use assemble::{AssembleError, Assembler, ReadError};
+pub use batch::{Batch, Op};
+pub use builder::BatchBuilder;
+pub use decode::{DecodeError, Decoded, Decoder};
+pub use digest::{BatchDigest, RunningDigest, StreamDigest};
+pub use encode::encode;
+pub use fingerprint::{Fingerprint, FingerprintKey};
+pub use known::{Class, Known, Reach};
+pub use lz::{Codec, CodecSettings, LzError};
+pub use page_set::PageSet;
+pub use ring::RING_BATCHES;
+pub use stats::EncodingStats;

@@ -1,0 +1,56 @@
+//! The record in front of a page, byte for byte as QEMU writes it.
+
+use super::{Block, BlockName, Item, PageAt};
+
+pub(super) const FLAG_ZERO: u64 = 0x002;
+pub(super) const FLAG_PAGE: u64 = 0x008;
+pub(super) const FLAG_CONTINUE: u64 = 0x020;
+
+/// The two kinds of record that vmferry takes out of the stream and writes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RecordKind {
+    /// PAGE: the page's content follows the header.
+    Page,
+    /// ZERO: the header is the whole record.
+    Zero,
+}
+
+/// Appends the bytes of a record up to the page's content: the word (offset and flags), the block's name if the record
+/// carries it, and a ZERO record's fill byte. `name` is that of the block `at.block`.
+pub fn record_header(kind: RecordKind, at: &PageAt, name: &BlockName, out: &mut Vec<u8>) {
+    let kind_flag = match kind {
+        RecordKind::Page => FLAG_PAGE,
+        RecordKind::Zero => FLAG_ZERO,
+    };
+    let continue_flag = if at.named { 0 } else { FLAG_CONTINUE };
+    out.extend_from_slice(&(at.offset | kind_flag | continue_flag).to_be_bytes());
+    if at.named {
+        let name = name.as_str().as_bytes();
+        // A `BlockName` is at most 255 bytes long by construction.
+        out.push(name.len() as u8);
+        out.extend_from_slice(name);
+    }
+    if kind == RecordKind::Zero {
+        out.push(0);
+    }
+}
+
+impl Item<'_> {
+    /// Appends the item's bytes as they stood in the stream. `blocks` is the block table of the parser that gave the item.
+    pub fn write(&self, blocks: &[Block], out: &mut Vec<u8>) {
+        let mut header = |kind, at: &PageAt| {
+            if let Some(block) = blocks.get(usize::from(at.block.0)) {
+                record_header(kind, at, &block.name, out);
+            }
+        };
+        match self {
+            Item::Bytes(bytes) | Item::Foreign(_, bytes) => out.extend_from_slice(bytes),
+            Item::Page(at, content) => {
+                header(RecordKind::Page, at);
+                out.extend_from_slice(content);
+            }
+            Item::Zero(at) => header(RecordKind::Zero, at),
+            Item::Mark(_) => {}
+        }
+    }
+}

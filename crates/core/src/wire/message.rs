@@ -1,0 +1,169 @@
+//! Messages of the handover, as JSON on the control lane.
+//!
+//! JSON, because the control lane carries a few dozen messages in a migration, and a reader of another version skips the
+//! fields that it does not know; `postcard` or any other positional format would need a new protocol version for each.
+
+use super::hello::MigrationId;
+use crate::page::{StreamDigest, lz::CodecSettings};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// How often the VM has changed hands: the owner of epoch *e* hands it over as *e* + 1. A message or record of an older
+/// epoch is about a past migration and changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The epoch in which the next owner owns it.
+    pub fn next(self) -> Epoch {
+        Epoch(self.0.saturating_add(1))
+    }
+}
+
+impl std::fmt::Display for Epoch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One attempt to hand one VM over: what both journals and every message of the commit name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Handover {
+    /// This attempt.
+    pub migration: MigrationId,
+    /// The VM's name.
+    pub vm: String,
+    /// The epoch in which the target would own it.
+    pub epoch: Epoch,
+}
+
+/// How the stream will cross, chosen by the source before the target reserves anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Data lanes, each a connection with an encoder and a decoder of its own.
+    pub lanes: u16,
+    /// The coder of pages that have to be sent.
+    pub codec: CodecSettings,
+    /// Key of this session's page fingerprints, drawn by the source.
+    pub fingerprint_key: [u8; 32],
+    /// Whether both sides hash the guest's memory and compare before the commit.
+    pub verify_memory: bool,
+}
+
+/// What a side's memory held when the guest was stopped: a hash over every page that the stream carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryHash {
+    /// Bytes of guest memory that went into it.
+    pub bytes: u64,
+    /// BLAKE3-256 over them, block by block, in address order.
+    pub hash: [u8; 32],
+}
+
+/// What the target holds, paused and complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Of the stream that its QEMU loaded.
+    pub stream: StreamDigest,
+    /// Of its memory, if the transfer asked for it.
+    pub memory: Option<MemoryHash>,
+}
+
+/// What the source answers a target that asks whether it may run the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The source has durably given the VM up: the target owns it.
+    Released,
+    /// The migration is under way and not decided.
+    Undecided,
+    /// The source knows no such release and will never make one: the target drops its copy (presumed abort).
+    Aborted,
+}
+
+/// A message on the control lane.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum Message {
+    /// Source: will you take this VM? Nothing has changed on either side.
+    Reserve {
+        /// The attempt.
+        handover: Handover,
+        /// How the stream will cross.
+        transfer: Transfer,
+        /// The VM's definition and what the source knows of its needs; the agents' matter, not the protocol's.
+        offer: Value,
+    },
+    /// Target: yes. Memory is set aside and its QEMU waits for the stream.
+    Reserved {
+        /// Whether the target can read back what its QEMU has loaded, so that references may reach any page.
+        reads_guest_memory: bool,
+    },
+    /// Target: no; every reason at once.
+    Refused {
+        /// Each a sentence that says what to change.
+        reasons: Vec<String>,
+    },
+    /// Target: a complete image is here, paused, and this host has durably promised to run it or to ask before dropping it.
+    Prepared {
+        /// The attempt.
+        handover: Handover,
+        /// What it holds.
+        image: Image,
+    },
+    /// Source: this VM is yours; the source has durably given it up. Repeated until answered.
+    Commit {
+        /// The attempt.
+        handover: Handover,
+    },
+    /// Target: the VM is owned here, durably, and its guest runs.
+    Running {
+        /// The attempt.
+        handover: Handover,
+    },
+    /// Source: it's off. The target drops what it has.
+    Abort {
+        /// The attempt.
+        handover: Handover,
+        /// Why.
+        reason: String,
+    },
+    /// Target: its copy is gone and was never run, durably so; the source keeps the VM, or takes it back.
+    Dropped {
+        /// The attempt.
+        handover: Handover,
+        /// Why.
+        reason: String,
+    },
+    /// Target: it owns the VM but could not start it yet; it tries again at each commit.
+    Stuck {
+        /// The attempt.
+        handover: Handover,
+        /// What QEMU said.
+        reason: String,
+    },
+    /// Target that lost its source after it promised: may I run it?
+    Inquire {
+        /// The attempt.
+        handover: Handover,
+    },
+    /// Source's answer to that.
+    Outcome {
+        /// The attempt.
+        handover: Handover,
+        /// The answer.
+        verdict: Verdict,
+    },
+    /// Source: its guest is stopped, the last pages follow. For the target's figures only.
+    Stopped,
+    /// Either: still here. See [`crate::limits::HEARTBEAT`].
+    Heartbeat,
+    /// Target, just before `Running`: its side of the figures, for the report; the agents' matter.
+    Figures {
+        /// The figures.
+        figures: Value,
+    },
+    /// A message that this version does not know; ignored, so that a newer peer can say more.
+    #[serde(other)]
+    Unknown,
+}

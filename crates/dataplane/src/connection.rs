@@ -1,0 +1,221 @@
+//! A TCP connection that carries frames: one [`Sender`], one [`Receiver`], used from a thread each.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+use vmferry_core::wire::PREFACE;
+use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, Sequence, check_preface};
+use vmferry_core::wire::hello::{Hello, HelloReply, VERSIONS, answer};
+
+/// How long a connection and its hello may take.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a connection can't be used, or not any longer.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The peer closed it between two frames.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// The network or the operating system.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What came is not a frame that belongs here.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The peer does not want it.
+    #[error("the peer declines: {0}")]
+    Unwelcome(String),
+    /// The peer said nothing for as long as a living one would.
+    #[error("no word from the peer for {0:?}")]
+    Silent(Duration),
+    /// A payload over its kind's limit was to be sent.
+    #[error("{bytes} bytes do not fit a {kind:?} frame")]
+    TooLong {
+        /// The frame's kind.
+        kind: Kind,
+        /// The payload's length.
+        bytes: usize,
+    },
+}
+
+/// The sending direction.
+#[derive(Debug)]
+pub struct Sender {
+    stream: TcpStream,
+    sequence: Sequence,
+}
+
+/// The receiving direction.
+#[derive(Debug)]
+pub struct Receiver {
+    stream: TcpStream,
+    sequence: Sequence,
+    payload: Vec<u8>,
+    patience: Option<Duration>,
+}
+
+/// Closes a connection's both directions from anywhere; whoever reads or writes it gets an error.
+#[derive(Debug)]
+pub struct Closer(TcpStream);
+
+impl Closer {
+    /// Closes it. Harmless if it is closed already.
+    pub fn close(&self) {
+        // An error says that it is closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Sender {
+    /// Sends a frame; returns its bytes on the wire.
+    pub fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<u64, ConnectionError> {
+        let header = self
+            .sequence
+            .next_header(kind, payload)
+            .ok_or(ConnectionError::TooLong {
+                kind,
+                bytes: payload.len(),
+            })?;
+        write_all(&mut self.stream, [&header, payload])?;
+        Ok((HEADER_BYTES + payload.len()) as u64)
+    }
+
+    /// A handle to close the connection with.
+    pub fn closer(&self) -> io::Result<Closer> {
+        Ok(Closer(self.stream.try_clone()?))
+    }
+
+    /// The address of the other end.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+}
+
+impl Receiver {
+    /// Waits for a frame. The payload is valid until the next call.
+    pub fn receive(&mut self) -> Result<(Kind, &[u8]), ConnectionError> {
+        let mut header = [0; HEADER_BYTES];
+        let read = self.stream.read(&mut header).map_err(|error| self.read_error(error))?;
+        if read == 0 {
+            return Err(ConnectionError::Closed);
+        }
+        self.read_exact_into(&mut header[read..])?;
+        let header = Header::parse(&header)?;
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.resize(header.payload_bytes, 0);
+        self.read_exact_into(&mut payload)?;
+        self.payload = payload;
+        self.sequence.accept(&header, &self.payload)?;
+        Ok((header.kind, &self.payload))
+    }
+
+    /// How long [`receive`](Self::receive) waits before it says [`ConnectionError::Silent`]; none waits for ever.
+    pub fn set_patience(&mut self, patience: Option<Duration>) -> io::Result<()> {
+        self.patience = patience;
+        self.stream.set_read_timeout(patience)
+    }
+
+    fn read_exact_into(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
+        self.stream.read_exact(buffer).map_err(|error| self.read_error(error))
+    }
+
+    fn read_error(&self, error: io::Error) -> ConnectionError {
+        match (error.kind(), self.patience) {
+            (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some(patience)) => ConnectionError::Silent(patience),
+            _ => ConnectionError::Io(error),
+        }
+    }
+}
+
+/// Writes both parts in as few system calls as the socket takes.
+fn write_all(stream: &mut TcpStream, parts: [&[u8]; 2]) -> io::Result<()> {
+    let mut slices = parts.map(IoSlice::new);
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match stream.write_vectored(rest) {
+            Ok(0) if rest.iter().all(|part| part.is_empty()) => break,
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut rest, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn both_directions(stream: TcpStream) -> io::Result<(Sender, Receiver)> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(GREETING_LIMIT))?;
+    let receiving = stream.try_clone()?;
+    Ok((
+        Sender {
+            stream,
+            sequence: Sequence::default(),
+        },
+        Receiver {
+            stream: receiving,
+            sequence: Sequence::default(),
+            payload: Vec::new(),
+            patience: Some(GREETING_LIMIT),
+        },
+    ))
+}
+
+/// Connects to an agent and introduces itself; the peer is known to welcome this connection afterwards.
+pub fn connect(address: SocketAddr, hello: &Hello) -> Result<(Sender, Receiver), ConnectionError> {
+    let (mut sender, mut receiver) = both_directions(TcpStream::connect_timeout(&address, GREETING_LIMIT)?)?;
+    sender.stream.write_all(&PREFACE)?;
+    sender.send(Kind::Hello, &to_json(hello)?)?;
+    read_preface(&mut receiver)?;
+    match receiver.receive()? {
+        (Kind::HelloReply, payload) => match from_json(Kind::HelloReply, payload)? {
+            HelloReply::Welcome { .. } => {}
+            HelloReply::Unwelcome { reason } => return Err(ConnectionError::Unwelcome(reason)),
+        },
+        (got, _) => {
+            return Err(FrameError::Unexpected {
+                got,
+                wanted: "the answer to a hello",
+            }
+            .into());
+        }
+    }
+    receiver.set_patience(None)?;
+    Ok((sender, receiver))
+}
+
+/// Reads the hello of a peer that connected, and answers it as `host`, running `software`; its version is one that both
+/// speak afterwards.
+pub fn accept(stream: TcpStream, host: &str, software: &str) -> Result<(Sender, Receiver, Hello), ConnectionError> {
+    let (mut sender, mut receiver) = both_directions(stream)?;
+    read_preface(&mut receiver)?;
+    let hello: Hello = match receiver.receive()? {
+        (Kind::Hello, payload) => from_json(Kind::Hello, payload)?,
+        (got, _) => return Err(FrameError::Unexpected { got, wanted: "a hello" }.into()),
+    };
+    let reply = answer(&hello, VERSIONS, host, software);
+    sender.stream.write_all(&PREFACE)?;
+    sender.send(Kind::HelloReply, &to_json(&reply)?)?;
+    receiver.set_patience(None)?;
+    match reply {
+        HelloReply::Welcome { .. } => Ok((sender, receiver, hello)),
+        HelloReply::Unwelcome { reason } => Err(ConnectionError::Unwelcome(reason)),
+    }
+}
+
+fn read_preface(receiver: &mut Receiver) -> Result<(), ConnectionError> {
+    let mut preface = [0; PREFACE.len()];
+    receiver.read_exact_into(&mut preface)?;
+    Ok(check_preface(preface)?)
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, ConnectionError> {
+    serde_json::to_vec(value).map_err(|error| ConnectionError::Io(error.into()))
+}
+
+fn from_json<T: serde::de::DeserializeOwned>(kind: Kind, payload: &[u8]) -> Result<T, FrameError> {
+    serde_json::from_slice(payload).map_err(|error| FrameError::Payload {
+        kind,
+        why: error.to_string(),
+    })
+}

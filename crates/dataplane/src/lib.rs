@@ -1,0 +1,29 @@
+//! Everything between two QEMUs: from the socket that the source's QEMU migrates into, over the lanes, to the socket that
+//! the target's QEMU loads from. Threads and sockets only; what is decided is decided in `vmferry-core`, and nothing here
+//! knows what a VM definition is, so that the same code can stand between any two QEMUs.
+//!
+//! ```text
+//! source                                                          target
+//! QEMU ─▶ reader ─▶ lane: fingerprint │turn│ encode ─▶ TCP ─▶ lane: decode ─▶ writer: reorder, assemble ─▶ QEMU
+//!              └──▶ lane: …           │    │        ─▶ TCP ─▶ lane: …     ─┘          │
+//!                   acks ◀───────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Every hand-over between threads is a bounded channel or a credit, so a slow part slows the source's QEMU down instead of
+//! filling memory, and little is on its way when the guest stops.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`connection`] | a TCP connection that carries frames |
+//! | [`source`] | reader and lanes on the source |
+//! | [`target`] | lanes and writer on the target |
+//! | [`guest_memory`] | the guest's pages, read from outside its QEMU |
+//! | `turn` | the lanes' taking turns in the order of batches |
+//! | `pace` | the limit on bandwidth |
+
+pub mod connection;
+pub mod guest_memory;
+mod pace;
+pub mod source;
+pub mod target;
+mod turn;

@@ -1,0 +1,444 @@
+//! The source's half: reads QEMU's stream, encodes it on every lane at once, and sends it.
+
+use crate::connection::{Closer, Receiver, Sender};
+use crate::guest_memory::GuestMemory;
+use crate::pace::Pace;
+use crate::turn::InTurn;
+use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use vmferry_core::page::{
+    Batch, BatchBuilder, BatchDigest, Class, CodecSettings, EncodingStats, Fingerprint, FingerprintKey, Known, Op,
+    PageSet, Reach, RunningDigest, StreamDigest, encode,
+};
+use vmferry_core::qemu::{Block, Mark};
+use vmferry_core::session::{Ack, LaneCredit};
+use vmferry_core::wire::frame::Kind;
+use vmferry_core::wire::message::MemoryHash;
+
+/// How long the reader waits for more of a batch before it sends what there is. QEMU writes some 128 KiB at a time; while the
+/// guest runs a moment's patience makes whole batches of them.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// How a stream is sent.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The coder of pages that have to be sent.
+    pub codec: CodecSettings,
+    /// The session's key.
+    pub key: FingerprintKey,
+    /// Which pages the target can be referred to.
+    pub reach: Reach,
+    /// The most that all lanes together may send, bytes per second.
+    pub bandwidth: Option<u64>,
+}
+
+/// What the reader and the lanes have to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest is stopped: the stream's last part began.
+    Switchover,
+    /// The stream can't be followed any further and is passed on as it is; the sentence says where and why.
+    Lost(String),
+    /// QEMU closed its socket.
+    Ended,
+    /// A lane or the socket broke; nothing is sent any more.
+    Failed(String),
+}
+
+/// Sums since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Bytes of QEMU's stream read.
+    pub stream_bytes: u64,
+    /// Wire bytes sent on the lanes, frames included.
+    pub wire_bytes: u64,
+    /// Wire bytes that the target has received.
+    pub acknowledged_bytes: u64,
+    /// Bytes of the stream that the target's QEMU has taken.
+    pub taken_bytes: u64,
+    /// What was encoded, by round; index 0 is round 0, before QEMU told of its first.
+    pub rounds: Vec<EncodingStats>,
+    /// Memory of the index of what the target knows, bytes.
+    pub index_bytes: usize,
+}
+
+/// The running threads of the source's half. They end when [`close`](Source::close) is called or something fails.
+#[derive(Debug)]
+pub struct Source {
+    shared: Arc<Shared>,
+}
+
+/// What happens in the order of batches.
+struct Ordered {
+    known: Known,
+    digest: RunningDigest,
+    sent: PageSet,
+    blocks: Vec<Block>,
+    page_bytes: usize,
+}
+
+struct Lane {
+    credit: Mutex<LaneCredit>,
+    acknowledged: Condvar,
+    taken_bytes: AtomicU64,
+    closer: Closer,
+}
+
+struct Shared {
+    settings: Settings,
+    qemu: UnixStream,
+    ordered: InTurn<Ordered>,
+    lanes: Vec<Lane>,
+    pace: Option<Pace>,
+    began: Instant,
+    round: AtomicU32,
+    stopped: AtomicBool,
+    closed: AtomicBool,
+    stream_bytes: AtomicU64,
+    wire_bytes: AtomicU64,
+    acknowledged_bytes: AtomicU64,
+    rounds: Mutex<Vec<EncodingStats>>,
+    on_event: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// Starts to carry the stream that `qemu` sends over `lanes`. `on_event` is called from the threads and must not wait.
+    pub fn start(
+        qemu: UnixStream,
+        lanes: Vec<(Sender, Receiver)>,
+        settings: Settings,
+        on_event: impl Fn(Event) + Send + Sync + 'static,
+    ) -> io::Result<Source> {
+        let closers = lanes
+            .iter()
+            .map(|(sender, _)| sender.closer())
+            .collect::<io::Result<Vec<_>>>()?;
+        let lane = |closer| Lane {
+            credit: Mutex::default(),
+            acknowledged: Condvar::new(),
+            taken_bytes: AtomicU64::new(0),
+            closer,
+        };
+        let reader_socket = qemu.try_clone()?;
+        let shared = Arc::new(Shared {
+            ordered: InTurn::new(Ordered {
+                known: Known::new(settings.reach),
+                digest: RunningDigest::new(&settings.key),
+                sent: PageSet::default(),
+                blocks: Vec::new(),
+                page_bytes: 0,
+            }),
+            pace: settings.bandwidth.map(Pace::new),
+            settings,
+            qemu,
+            lanes: closers.into_iter().map(lane).collect(),
+            began: Instant::now(),
+            round: AtomicU32::new(0),
+            stopped: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            stream_bytes: AtomicU64::new(0),
+            wire_bytes: AtomicU64::new(0),
+            acknowledged_bytes: AtomicU64::new(0),
+            rounds: Mutex::default(),
+            on_event: Box::new(on_event),
+        });
+        // One batch waits per lane, and as many empty buffers come back: enough to keep every lane busy.
+        let (batches, inbox) = bounded(lanes.len());
+        let (returned, buffers) = bounded(2 * lanes.len() + 1);
+        for (index, (sender, receiver)) in lanes.into_iter().enumerate() {
+            let (at_sender, at_acks) = (shared.clone(), shared.clone());
+            let (inbox, returned) = (inbox.clone(), returned.clone());
+            spawn(format!("lane-{index}"), move || {
+                at_sender.run_lane(index, sender, inbox, returned)
+            })?;
+            spawn(format!("acks-{index}"), move || at_acks.run_acks(index, receiver))?;
+        }
+        let at_reader = shared.clone();
+        spawn("reader".to_owned(), move || {
+            at_reader.run_reader(reader_socket, batches, buffers)
+        })?;
+        Ok(Source { shared })
+    }
+
+    /// Batches cut from here on belong to this pre-copy round.
+    pub fn set_round(&self, round: u32) {
+        self.shared.round.store(round, Ordering::Relaxed);
+    }
+
+    /// Gives QEMU bytes on its return path.
+    pub fn return_path(&self, bytes: &[u8]) -> io::Result<()> {
+        (&self.shared.qemu).write_all(bytes)
+    }
+
+    /// The digest of everything read and encoded so far.
+    pub fn digest(&self) -> StreamDigest {
+        self.shared.ordered.look(|ordered| ordered.digest.current())
+    }
+
+    /// Hashes every page that was sent, as the guest's memory holds it now.
+    pub fn hash_memory(&self, memory: &mut GuestMemory) -> io::Result<MemoryHash> {
+        self.shared.ordered.look(|ordered| {
+            memory.set_blocks(&ordered.blocks);
+            memory.hash(&ordered.sent, ordered.page_bytes)
+        })
+    }
+
+    /// The sums so far.
+    pub fn counters(&self) -> Counters {
+        let shared = &self.shared;
+        Counters {
+            stream_bytes: shared.stream_bytes.load(Ordering::Relaxed),
+            wire_bytes: shared.wire_bytes.load(Ordering::Relaxed),
+            acknowledged_bytes: shared.acknowledged_bytes.load(Ordering::Relaxed),
+            taken_bytes: shared
+                .lanes
+                .iter()
+                .map(|lane| lane.taken_bytes.load(Ordering::Relaxed))
+                .sum(),
+            rounds: lock(&shared.rounds).clone(),
+            index_bytes: shared.ordered.look(|ordered| ordered.known.memory_bytes()),
+        }
+    }
+
+    /// Closes QEMU's socket and every lane. A QEMU whose migration is not over ends it and resumes its guest.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Shared {
+    fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        // An error says that it is closed already.
+        let _ = self.qemu.shutdown(Shutdown::Both);
+        self.ordered.end();
+        for lane in &self.lanes {
+            lane.closer.close();
+            // Whoever waits for credit holds the lock while it looks at `closed`, so it can't miss this.
+            drop(lock(&lane.credit));
+            lane.acknowledged.notify_all();
+        }
+    }
+
+    /// Reports the first failure; what follows from it is silent.
+    fn fail(&self, why: String) {
+        if !self.closed.swap(true, Ordering::SeqCst) {
+            (self.on_event)(Event::Failed(why));
+            self.close();
+        }
+    }
+
+    fn run_reader(&self, mut qemu: UnixStream, batches: Outbox<Batch>, buffers: Inbox<Vec<u8>>) {
+        let mut builder = BatchBuilder::new();
+        let mut seq = 0;
+        loop {
+            let more = match self.read_some(&mut qemu, &mut builder) {
+                Ok(more) => more,
+                Err(error) => return self.fail(format!("can't read from the source's QEMU: {error}")),
+            };
+            if more == More::Soon && !builder.is_full() {
+                continue;
+            }
+            if more == More::Never {
+                builder.end();
+            }
+            let fresh = buffers.try_recv().unwrap_or_default();
+            if let Some(batch) = builder.cut(seq, self.round.load(Ordering::Relaxed), fresh) {
+                seq += 1;
+                if batches.send(batch).is_err() {
+                    return;
+                }
+            }
+            if more == More::Never {
+                if !self.closed.load(Ordering::SeqCst) {
+                    (self.on_event)(Event::Ended);
+                }
+                return;
+            }
+        }
+    }
+
+    /// Reads once and says whether the rest of the batch is worth waiting for.
+    fn read_some(&self, qemu: &mut UnixStream, builder: &mut BatchBuilder) -> io::Result<More> {
+        let bytes = match qemu.read(builder.spare()) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(More::Soon),
+            // A QEMU that died without having read its return path. What it sent before may be all there is.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(More::Never),
+            Err(error) => return Err(error),
+        };
+        if bytes == 0 {
+            return Ok(More::Never);
+        }
+        self.stream_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        for mark in builder.filled(bytes) {
+            match mark {
+                Mark::Switchover => {
+                    self.stopped.store(true, Ordering::Relaxed);
+                    (self.on_event)(Event::Switchover);
+                }
+                Mark::Lost(reason) => (self.on_event)(Event::Lost(reason.to_string())),
+                Mark::Blocks | Mark::Postcopy | Mark::RamEnd => {}
+            }
+        }
+        let patience = if self.stopped.load(Ordering::Relaxed) {
+            Duration::ZERO
+        } else {
+            PATIENCE
+        };
+        let timeout = Timespec {
+            tv_sec: 0,
+            tv_nsec: patience.subsec_nanos().into(),
+        };
+        let readable = poll(&mut [PollFd::new(&*qemu, PollFlags::IN)], Some(&timeout));
+        Ok(if readable.is_ok_and(|ready| ready == 0) {
+            More::Later
+        } else {
+            More::Soon
+        })
+    }
+
+    fn run_lane(&self, index: usize, mut sender: Sender, inbox: Inbox<Batch>, returned: Outbox<Vec<u8>>) {
+        let mut coder = match self.settings.codec.encoder() {
+            Ok(coder) => coder,
+            Err(error) => return self.fail(format!("can't start a coder: {error}")),
+        };
+        let mut payload = Vec::new();
+        for batch in inbox {
+            let fingerprints = self.settings.key.pages(&batch);
+            let batch_digest = self.settings.key.batch(&batch, &fingerprints);
+            let in_turn = self
+                .ordered
+                .take(batch.seq, |ordered| ordered.pass(&batch, &fingerprints, batch_digest));
+            let Some((classes, digest)) = in_turn else { return };
+            let mut stats = EncodingStats::default();
+            payload.clear();
+            if let Err(error) = encode(&batch, &classes, digest, coder.as_mut(), &mut payload, &mut stats) {
+                return self.fail(format!("can't encode batch {}: {error}", batch.seq));
+            }
+            self.count(batch.round, &stats);
+            let stream_bytes = batch.stream().len() as u64;
+            // Full when more buffers circulate than are needed: this one may go.
+            let _ = returned.try_send(batch.into_buffer());
+            if !self.wait_for_credit(index, stream_bytes) {
+                return;
+            }
+            if let Some(pace) = &self.pace {
+                pace.wait(payload.len() as u64);
+            }
+            match sender.send(Kind::Data, &payload) {
+                Ok(bytes) => self.wire_bytes.fetch_add(bytes, Ordering::Relaxed),
+                Err(error) => return self.fail(format!("lane {index}: {error}")),
+            };
+        }
+    }
+
+    fn wait_for_credit(&self, index: usize, stream_bytes: u64) -> bool {
+        let lane = &self.lanes[index];
+        let waiting = |credit: &mut LaneCredit| !credit.allows(stream_bytes) && !self.closed.load(Ordering::SeqCst);
+        let mut credit = lane
+            .acknowledged
+            .wait_while(lock(&lane.credit), waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        credit.sent(stream_bytes, self.began.elapsed());
+        !self.closed.load(Ordering::SeqCst)
+    }
+
+    fn run_acks(&self, index: usize, mut receiver: Receiver) {
+        let lane = &self.lanes[index];
+        loop {
+            let ack = match receiver.receive() {
+                Ok((Kind::Ack, payload)) => Ack::decode(payload),
+                Ok((kind, _)) => {
+                    return self.fail(format!("lane {index}: a {kind:?} frame instead of an acknowledgement"));
+                }
+                Err(error) => return self.fail(format!("lane {index}: {error}")),
+            };
+            let Some(ack) = ack else {
+                return self.fail(format!("lane {index}: an unreadable acknowledgement"));
+            };
+            match lock(&lane.credit).acknowledged(ack, self.began.elapsed()) {
+                Ok(wire_bytes) => self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed),
+                Err(error) => return self.fail(format!("lane {index}: {error}")),
+            };
+            lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);
+            lane.acknowledged.notify_all();
+        }
+    }
+
+    fn count(&self, round: u32, stats: &EncodingStats) {
+        let mut rounds = lock(&self.rounds);
+        let index = round as usize;
+        if rounds.len() <= index {
+            rounds.resize(index + 1, EncodingStats::default());
+        }
+        rounds[index] += *stats;
+    }
+}
+
+impl Ordered {
+    /// What has to be done with a batch in its turn.
+    fn pass(&mut self, batch: &Batch, fingerprints: &[Fingerprint], digest: BatchDigest) -> (Vec<Class>, StreamDigest) {
+        let page_bytes = batch.page_bytes().max(1) as u64;
+        for op in batch.ops() {
+            let (block, offset, pages) = match op {
+                Op::Blocks(blocks) => {
+                    self.blocks = blocks.to_vec();
+                    self.page_bytes = batch.page_bytes();
+                    continue;
+                }
+                Op::Bytes(_) => continue,
+                Op::Page { at, .. } => (at.block, at.offset, 1),
+                Op::Zero { at, pages, .. } => (at.block, at.offset, *pages),
+                Op::Foreign { block, offset, .. } => (*block, *offset, 1),
+            };
+            let page = offset / page_bytes;
+            self.sent.insert(block, page..page + pages);
+        }
+        (
+            self.known.classify(batch, fingerprints),
+            self.digest.extend(batch.stream().len(), digest),
+        )
+    }
+}
+
+/// Whether more of the stream can be had.
+#[derive(PartialEq)]
+enum More {
+    /// At once.
+    Soon,
+    /// Not just now.
+    Later,
+    /// QEMU closed its socket.
+    Never,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Counters only: a panic elsewhere leaves nothing half done that matters here.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name).spawn(run).map(drop)
+}

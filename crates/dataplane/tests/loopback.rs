@@ -1,0 +1,279 @@
+//! Both halves joined over loopback: QEMU's ends are plain sockets here, since what is tested is that the bytes arrive, all
+//! of them and only they. Real QEMUs are in the end-to-end tests.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Receiver as Inbox, channel};
+use std::thread;
+use std::time::Duration;
+
+use vmferry_core::page::{CodecSettings, FingerprintKey, RING_BATCHES, Reach};
+use vmferry_core::qemu::return_path;
+use vmferry_core::wire::hello::{Hello, Lane, MigrationId, VERSIONS};
+use vmferry_dataplane::connection::{self, ConnectionError, Receiver, Sender};
+use vmferry_dataplane::{source, target};
+
+/// Far longer than anything here takes; a test that hangs fails with it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn hello(lane: Lane) -> Hello {
+    Hello {
+        versions: VERSIONS,
+        host: "a".into(),
+        software: "test".into(),
+        port: 1,
+        lane,
+    }
+}
+
+/// A connection through `spoil`, which may change what the source sends.
+fn lane(index: u16, mut spoil: impl FnMut(&mut [u8]) + Send + 'static) -> [(Sender, Receiver); 2] {
+    let (front, back) = (
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
+    let (front_address, back_address) = (front.local_addr().unwrap(), back.local_addr().unwrap());
+    thread::spawn(move || {
+        let (from, to) = (front.accept().unwrap().0, TcpStream::connect(back_address).unwrap());
+        let (from_back, to_back) = (to.try_clone().unwrap(), from.try_clone().unwrap());
+        thread::spawn(move || forward(from_back, to_back, |_| ()));
+        forward(from, to, &mut spoil);
+    });
+    let accepted = thread::spawn(move || connection::accept(back.accept().unwrap().0, "b", "test").unwrap());
+    let connected = connection::connect(
+        front_address,
+        &hello(Lane::Data {
+            migration: MigrationId(1),
+            index,
+        }),
+    )
+    .unwrap();
+    let (sender, receiver, greeting) = accepted.join().unwrap();
+    assert_eq!(
+        greeting.lane,
+        Lane::Data {
+            migration: MigrationId(1),
+            index
+        }
+    );
+    [connected, (sender, receiver)]
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, mut spoil: impl FnMut(&mut [u8])) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(bytes @ 1..) = from.read(&mut buffer) {
+        spoil(&mut buffer[..bytes]);
+        if to.write_all(&buffer[..bytes]).is_err() {
+            break;
+        }
+    }
+    let _ = (
+        from.shutdown(std::net::Shutdown::Both),
+        to.shutdown(std::net::Shutdown::Both),
+    );
+}
+
+struct Pair {
+    qemu: UnixStream,
+    loader: UnixListener,
+    source: source::Source,
+    target: target::Target,
+    from_source: Inbox<source::Event>,
+    from_target: Inbox<target::Event>,
+    _folder: tempfile::TempDir,
+}
+
+fn pair(lanes: Vec<[(Sender, Receiver); 2]>, codec: CodecSettings) -> Pair {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qemu.sock");
+    let loader = UnixListener::bind(&path).unwrap();
+    let (qemu, into_source) = UnixStream::pair().unwrap();
+    qemu.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for [connected, accepted] in lanes {
+        ours.push(connected);
+        theirs.push(accepted);
+    }
+    let key = FingerprintKey::new([7; 32]);
+    let (to_test, from_target) = channel();
+    let settings = target::Settings {
+        codec,
+        key: key.clone(),
+        qemu: path,
+    };
+    let target = target::Target::start(theirs, None, settings, move |event| drop(to_test.send(event))).unwrap();
+    let (to_test, from_source) = channel();
+    let settings = source::Settings {
+        codec,
+        key,
+        reach: Reach::Batches(RING_BATCHES),
+        bandwidth: None,
+    };
+    let source = source::Source::start(into_source, ours, settings, move |event| drop(to_test.send(event))).unwrap();
+    Pair {
+        qemu,
+        loader,
+        source,
+        target,
+        from_source,
+        from_target,
+        _folder: folder,
+    }
+}
+
+/// A stream with `pages` pages of one block, in two rounds, the second of which repeats every other page unchanged.
+fn stream(pages: u64) -> Vec<u8> {
+    const PAGE: u64 = 4096;
+    let mut stream = Vec::new();
+    let word = |stream: &mut Vec<u8>, word: u64| stream.extend_from_slice(&word.to_be_bytes());
+    stream.extend_from_slice(b"QEVM\0\0\0\x03\x07\0\0\0\x0epc-i440fx-10.0");
+    stream.extend_from_slice(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+    word(&mut stream, (pages * PAGE) | 0x04);
+    stream.extend_from_slice(b"\x06pc.ram");
+    word(&mut stream, pages * PAGE);
+    word(&mut stream, 0x10);
+    stream.extend_from_slice(b"\x7e\0\0\0\x02");
+    let mut named = true;
+    for round in 0..2u64 {
+        stream.extend_from_slice(if round == 0 {
+            b"\x02\0\0\0\x02"
+        } else {
+            b"\x03\0\0\0\x02"
+        });
+        for page in (0..pages).filter(|page| round == 0 || page % 2 == 0) {
+            let zero = page % 7 == 0;
+            let flags = if zero { 0x02 } else { 0x08 } + if named { 0 } else { 0x20 };
+            word(&mut stream, (page * PAGE) | flags);
+            if named {
+                stream.extend_from_slice(b"\x06pc.ram");
+                named = false;
+            }
+            if zero {
+                stream.push(0);
+                continue;
+            }
+            let version = if page % 4 == 0 { round } else { 0 };
+            let text = format!("page {} version {version} ", page % 1000);
+            stream.extend(text.bytes().cycle().take(PAGE as usize));
+        }
+        word(&mut stream, 0x10);
+        stream.extend_from_slice(b"\x7e\0\0\0\x02");
+    }
+    stream.extend_from_slice(&[0xab; 5000]);
+    stream
+}
+
+#[test]
+fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
+    for codec in [
+        vmferry_core::page::Codec::Zstd,
+        vmferry_core::page::Codec::Lz4,
+        vmferry_core::page::Codec::Lz78,
+    ] {
+        let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
+        let mut pair = pair(
+            lanes,
+            CodecSettings {
+                codec,
+                ..CodecSettings::default()
+            },
+        );
+        let sent = stream(5000);
+        let (length, to_send) = (sent.len(), sent.clone());
+        let mut qemu = pair.qemu.try_clone().unwrap();
+        let writer = thread::spawn(move || qemu.write_all(&to_send).unwrap());
+        let mut loader = pair.loader.accept().unwrap().0;
+        let mut loaded = vec![0; length];
+        loader.read_exact(&mut loaded).unwrap();
+        writer.join().unwrap();
+        assert!(loaded == sent, "{codec:?}: the streams differ");
+        assert_eq!(pair.from_source.recv_timeout(PATIENCE), Ok(source::Event::Switchover));
+
+        loader
+            .write_all(&[return_path::pong(1), return_path::shut(0)].concat())
+            .unwrap();
+        let pong = pair.from_target.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(
+            pong,
+            target::Event::ReturnPath(return_path::pong(1).to_vec()),
+            "SHUT stays here"
+        );
+        let target::Event::Loaded(digest) = pair.from_target.recv_timeout(PATIENCE).unwrap() else {
+            panic!()
+        };
+        assert_eq!((digest, digest.bytes), (pair.source.digest(), length as u64));
+        let counters = pair.source.counters();
+        assert_eq!(counters.stream_bytes, length as u64);
+        assert!(counters.wire_bytes < length as u64 / 4, "{codec:?}: {counters:?}");
+
+        pair.source.return_path(&return_path::shut(0)).unwrap();
+        let mut shut = [0; 8];
+        pair.qemu.read_exact(&mut shut).unwrap();
+        assert_eq!(shut, return_path::shut(0));
+    }
+}
+
+#[test]
+fn a_byte_changed_on_the_way_fails_both_sides_before_it_reaches_qemu() {
+    let mut seen = 0;
+    let spoil = move |bytes: &mut [u8]| {
+        let target = 3_000usize;
+        if (seen..seen + bytes.len()).contains(&target) {
+            bytes[target - seen] ^= 1;
+        }
+        seen += bytes.len();
+    };
+    let mut pair = pair(vec![lane(0, spoil)], CodecSettings::default());
+    let sent = stream(5000);
+    let (to_send, mut qemu) = (sent.clone(), pair.qemu.try_clone().unwrap());
+    // Fails once the source's half has closed its end.
+    let writer = thread::spawn(move || qemu.write_all(&to_send));
+    let target::Event::Failed(why) = pair.from_target.recv_timeout(PATIENCE).unwrap() else {
+        panic!()
+    };
+    assert!(why.contains("checksum"), "{why}");
+    loop {
+        match pair.from_source.recv_timeout(PATIENCE).unwrap() {
+            source::Event::Failed(_) => break,
+            source::Event::Switchover | source::Event::Ended => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let _ = writer.join().unwrap();
+    assert_eq!(
+        pair.qemu.read(&mut [0]).unwrap(),
+        0,
+        "the source's QEMU sees its socket closed, and resumes its guest"
+    );
+    pair.loader.set_nonblocking(true).unwrap();
+    let mut loaded = Vec::new();
+    if let Ok((mut loader, _)) = pair.loader.accept() {
+        loader.set_read_timeout(Some(PATIENCE)).unwrap();
+        loader
+            .read_to_end(&mut loaded)
+            .expect("the target's QEMU sees its socket closed, and ends");
+    }
+    assert!(
+        sent.starts_with(&loaded),
+        "QEMU was given something else than the stream"
+    );
+    drop(pair.target);
+}
+
+#[test]
+fn a_stranger_is_recognised_by_its_first_bytes() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let stranger = thread::spawn(move || {
+        let mut stranger = TcpStream::connect(address).unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        // Closed without an answer.
+        let mut answer = Vec::new();
+        let _ = stranger.read_to_end(&mut answer);
+        answer
+    });
+    let error = connection::accept(listener.accept().unwrap().0, "b", "test").unwrap_err();
+    assert!(matches!(error, ConnectionError::Frame(_)), "{error}");
+    assert!(stranger.join().unwrap().is_empty());
+}

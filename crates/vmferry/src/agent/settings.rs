@@ -1,0 +1,157 @@
+//! What an agent is told at its start, by flags and by a file.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::{api::types::PORT_DEFAULT, vm::ByteSize};
+
+/// Memory that an agent keeps free for its host where nothing else is said.
+const MEMORY_HEADROOM_DEFAULT: ByteSize = ByteSize(256 << 20);
+
+/// Settings of an agent: each is a flag of `vmferry agent` and a key of its configuration file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Args)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Where other agents reach this one [default: 0.0.0.0:7464].
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The journal, and a folder for each VM [default: /var/lib/vmferry].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The API's socket; the command line has it as a flag of every command.
+    #[arg(skip)]
+    pub socket: Option<PathBuf>,
+    /// What this host is called in reports [default: the host name].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The QEMU that runs the guests [default: qemu-system-x86_64].
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Most memory that all guests together may have [default: what the host has].
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<ByteSize>,
+    /// Memory that guests taken in must leave free [default: 256MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub memory_headroom: Option<ByteSize>,
+}
+
+/// Settings with every default filled in, and paths absolute: QEMU changes its working directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where other agents reach this one.
+    pub listen: SocketAddr,
+    /// The journal, and a folder for each VM.
+    pub state_dir: PathBuf,
+    /// The API's socket.
+    pub socket: PathBuf,
+    /// What this host is called.
+    pub name: String,
+    /// The QEMU that runs the guests.
+    pub qemu: PathBuf,
+    /// Most memory that all guests together may have; none for what the host has.
+    pub memory_limit: Option<ByteSize>,
+    /// Memory that guests taken in must leave free.
+    pub memory_headroom: ByteSize,
+}
+
+/// The API's socket where none is named.
+pub fn default_socket() -> PathBuf {
+    PathBuf::from("/run/vmferry/agent.sock")
+}
+
+impl Settings {
+    /// These settings, and what they leave open from the file.
+    ///
+    /// # Errors
+    /// A sentence for people, with the file's line where there is one.
+    pub fn or_from_file(self, file: Option<&Path>) -> Result<Settings, String> {
+        let Some(path) = file else { return Ok(self) };
+        let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+        let file: Settings = toml::from_str(&text).map_err(|e| format!("{}:\n{e}", path.display()))?;
+        Ok(self.or(file))
+    }
+
+    fn or(self, other: Settings) -> Settings {
+        Settings {
+            listen: self.listen.or(other.listen),
+            state_dir: self.state_dir.or(other.state_dir),
+            socket: self.socket.or(other.socket),
+            name: self.name.or(other.name),
+            qemu: self.qemu.or(other.qemu),
+            memory_limit: self.memory_limit.or(other.memory_limit),
+            memory_headroom: self.memory_headroom.or(other.memory_headroom),
+        }
+    }
+
+    /// Every setting, with the defaults.
+    ///
+    /// # Errors
+    /// The system's, where a relative path has no working directory to start from.
+    pub fn resolve(self) -> io::Result<Config> {
+        let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let qemu = self.qemu.unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
+        let is_looked_up_in_path = qemu.components().count() == 1;
+        Ok(Config {
+            listen: self
+                .listen
+                .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_DEFAULT))),
+            state_dir: std::path::absolute(self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/vmferry")))?,
+            socket: std::path::absolute(self.socket.unwrap_or_else(default_socket))?,
+            name: self.name.unwrap_or_else(host_name),
+            qemu: if is_looked_up_in_path {
+                qemu
+            } else {
+                std::path::absolute(qemu)?
+            },
+            memory_limit: self.memory_limit,
+            memory_headroom: self.memory_headroom.unwrap_or(MEMORY_HEADROOM_DEFAULT),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "name = \"b\"\nmemory-limit = \"8GiB\"\n").unwrap();
+        let flags = Settings {
+            name: Some("a".to_owned()),
+            ..Settings::default()
+        };
+        let settings = flags.or_from_file(Some(file.path())).unwrap();
+        assert_eq!(settings.name.as_deref(), Some("a"));
+        assert_eq!(settings.memory_limit, Some(ByteSize(8 << 30)));
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "name = \"b\"\nlistne = \"0.0.0.0:1\"\n").unwrap();
+        let error = Settings::default().or_from_file(Some(file.path())).unwrap_err();
+        assert!(error.contains("line 2") && error.contains("listne"), "{error}");
+    }
+
+    #[test]
+    fn paths_become_absolute_but_a_program_to_look_up_stays_a_name() {
+        let settings = Settings {
+            state_dir: Some("state".into()),
+            qemu: Some("./q".into()),
+            ..Settings::default()
+        };
+        let config = settings.resolve().unwrap();
+        assert!(config.state_dir.is_absolute() && config.socket.is_absolute() && config.qemu.is_absolute());
+        assert_eq!(
+            Settings::default().resolve().unwrap().qemu,
+            PathBuf::from("qemu-system-x86_64")
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! The report of a migration that has ended.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use vmferry_core::wire::hello::MigrationId;
+
+use crate::api::migration::{ByEncoding, Stage};
+
+/// How a migration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The guest runs on the target.
+    Completed,
+    /// Something failed; the guest runs on the source.
+    RolledBack,
+    /// An operator ended it; the guest runs on the source.
+    Cancelled,
+    /// The target would not take it; nothing changed.
+    Refused,
+    /// The guest wrote memory faster than it could cross until the time was up; it runs on the source.
+    NotConverged,
+    /// The guest or its QEMU ended on the source while it was being moved; it runs nowhere.
+    Lost,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Outcome::Completed => "completed",
+            Outcome::RolledBack => "rolled back",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Refused => "refused",
+            Outcome::NotConverged => "did not converge",
+            Outcome::Lost => "lost the guest",
+        })
+    }
+}
+
+/// How long one stage took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StageTime {
+    /// Which.
+    pub stage: Stage,
+    /// Its duration, milliseconds.
+    pub ms: f64,
+}
+
+/// One round: all pages in the first, those dirtied meanwhile in each later one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RoundReport {
+    /// From 1.
+    pub round: u32,
+    /// Pages carried.
+    pub pages: u64,
+    /// Those pages by encoding.
+    pub by_encoding: ByEncoding,
+    /// Its duration, milliseconds.
+    pub ms: f64,
+}
+
+/// The result of comparing the two copies of the guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Verification {
+    /// Bytes compared.
+    pub bytes_compared: u64,
+    /// Whether each was equal.
+    pub equal: bool,
+}
+
+/// Processor time that the migration took, seconds, by process. Those of the guest's own work are part of its QEMU's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CpuSeconds {
+    /// The agent on the source.
+    pub source_agent: f64,
+    /// The agent on the target.
+    pub target_agent: f64,
+    /// QEMU on the source.
+    pub source_qemu: f64,
+    /// QEMU on the target.
+    pub target_qemu: f64,
+}
+
+/// What a finished migration did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Report {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub migration: MigrationId,
+    /// The VM's name.
+    pub vm: String,
+    /// The source agent's name.
+    pub from: String,
+    /// The target agent's address.
+    pub to: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it ended so, one sentence each; empty when it completed.
+    pub reasons: Vec<String>,
+    /// The stages that it went through, in order.
+    pub stages: Vec<StageTime>,
+    /// The rounds, in order.
+    pub rounds: Vec<RoundReport>,
+    /// From the guest's stop to the target's word that it runs, by the source's clock, milliseconds.
+    pub blackout_source_ms: Option<f64>,
+    /// From the arrival of the stop at the target until the guest ran there, by the target's clock, milliseconds.
+    pub blackout_target_ms: Option<f64>,
+    /// From the request to the end, milliseconds.
+    pub total_ms: f64,
+    /// All bytes sent on the wire, frames and control messages included.
+    pub wire_bytes: u64,
+    /// Bytes of QEMU's stream that they stand for.
+    pub stream_bytes: u64,
+    /// The comparison of both memories, where it was asked for.
+    pub verification: Option<Verification>,
+    /// Processor time.
+    pub cpu: CpuSeconds,
+    /// Whether QEMU's stream could be followed to its end; if not, it was passed on as it was from some byte.
+    pub stream_followed: bool,
+    /// Where it was lost, and why.
+    pub stream_lost: Option<String>,
+    /// The digest of the stream that both sides agreed on, hexadecimal.
+    pub digest: Option<String>,
+}
+
+impl Report {
+    /// The report of a migration that ended before anything was transferred: all figures are zero or absent.
+    pub fn without_transfer(
+        migration: MigrationId,
+        vm: &str,
+        from: &str,
+        to: &str,
+        outcome: Outcome,
+        reasons: Vec<String>,
+        total_ms: f64,
+    ) -> Report {
+        Report {
+            migration,
+            vm: vm.to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            outcome,
+            reasons,
+            stages: Vec::new(),
+            rounds: Vec::new(),
+            blackout_source_ms: None,
+            blackout_target_ms: None,
+            total_ms,
+            wire_bytes: 0,
+            stream_bytes: 0,
+            verification: None,
+            cpu: CpuSeconds::default(),
+            stream_followed: true,
+            stream_lost: None,
+            digest: None,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The command line. Except for `agent`, every command is a client of the agent's API.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`commands`] | what each short command does |
+//! | [`migrate`] | `vmferry migrate`: the request, the live view, Ctrl-C |
+//! | [`progress`], [`report`], [`table`] | what people see of a migration |
+//! | [`client`] | HTTP over the agent's unix socket |
+//! | [`exit`] | exit codes |
+//! | [`output`] | standard output |
+//! | [`units`] | durations and rates |
+
+pub mod client;
+pub mod commands;
+pub mod exit;
+pub mod migrate;
+pub mod output;
+pub mod progress;
+pub mod report;
+pub mod table;
+pub mod units;
+
+use std::{io, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::agent::{self, Settings};
+use client::Client;
+use exit::{Exit, Failure};
+
+/// Moves running QEMU virtual machines between hosts.
+#[derive(Debug, Parser)]
+#[command(name = "vmferry", version, about, after_help = exit::HELP)]
+pub struct Cli {
+    /// The agent's API socket [default: /run/vmferry/agent.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON instead of text, one object a line.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Own the VMs of this host: start them, watch them, move them away, take them in.
+    ///
+    /// Its guests run on when it ends; it finds them again when it is started anew. Its log goes to standard error,
+    /// filtered by the variable RUST_LOG.
+    Agent(AgentArgs),
+    /// Start a VM from its definition, or start one anew that has stopped.
+    Run {
+        /// The definition, TOML.
+        #[arg(value_name = "FILE.toml")]
+        definition: PathBuf,
+    },
+    /// List this host's VMs.
+    Ps,
+    /// Move a running VM to another host.
+    Migrate(migrate::MigrateArgs),
+    /// Cancel the migration that moves a VM away; the guest runs on here.
+    Cancel {
+        /// The VM's name.
+        vm: String,
+    },
+    /// Print what happens on this host, until interrupted.
+    Events,
+    /// End a VM as if its power were cut, and forget it.
+    Stop {
+        /// The VM's name.
+        vm: String,
+        /// Stop it even while it is being migrated: the migration is cancelled first.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `vmferry agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// A TOML file with the same settings, and `socket`; flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Carries out a command line and gives the exit code; failures are said on standard error.
+pub async fn run(cli: Cli) -> Exit {
+    let json = cli.json;
+    match dispatch(cli).await {
+        Ok(exit) => exit,
+        // The reader has read enough.
+        Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
+        Err(failure) => {
+            match (&failure, json) {
+                (Failure::Agent(error), true) => {
+                    eprintln!("{}", serde_json::json!({ "error": error }));
+                }
+                (_, true) => {
+                    eprintln!("{}", serde_json::json!({ "error": { "message": failure.to_string() } }));
+                }
+                (_, false) => eprintln!("vmferry: {failure}"),
+            }
+            failure.exit()
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    let Cli { socket, json, command } = cli;
+    let client = |socket: Option<PathBuf>| Client::new(socket.unwrap_or_else(agent::default_socket));
+    match command {
+        Command::Agent(AgentArgs { config, mut settings }) => {
+            settings.socket = socket;
+            let settings = settings.or_from_file(config.as_deref()).map_err(Failure::Usage)?;
+            agent::serve(settings).await.map_err(Failure::Start)?;
+            Ok(Exit::Ok)
+        }
+        Command::Run { definition } => commands::run(&client(socket), json, &definition).await,
+        Command::Ps => commands::ps(&client(socket), json).await,
+        Command::Migrate(args) => migrate::migrate(&client(socket), json, args).await,
+        Command::Cancel { vm } => commands::cancel(&client(socket), json, &vm).await,
+        Command::Events => commands::events(&client(socket), json).await,
+        Command::Stop { vm, force } => commands::stop(&client(socket), json, &vm, force).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_work_before_and_after_the_command() {
+        for line in ["vmferry --json --socket /s ps", "vmferry ps --socket /s --json"] {
+            let cli = parse(line).unwrap();
+            assert!(cli.json && cli.socket == Some("/s".into()));
+        }
+    }
+
+    #[test]
+    fn every_command_takes_its_arguments() {
+        for line in [
+            "vmferry agent --listen 127.0.0.1:0 --state-dir /d --name a --qemu /usr/bin/q --memory-limit 8GiB --memory-headroom 1GiB",
+            "vmferry agent --config /etc/vmferry.toml",
+            "vmferry run web.toml",
+            "vmferry cancel web",
+            "vmferry events",
+            "vmferry stop web --force",
+        ] {
+            parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        for line in [
+            "vmferry",
+            "vmferry migrate web",
+            "vmferry run",
+            "vmferry agent --memory-limit much",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn help_lists_the_exit_codes() {
+        let help = Cli::command().render_help().to_string();
+        for exit in [
+            Exit::Ok,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::Refused,
+            Exit::Cancelled,
+            Exit::NotConverged,
+            Exit::AgentUnreachable,
+            Exit::UnknownVm,
+            Exit::Conflict,
+            Exit::GuestLost,
+            Exit::Detached,
+        ] {
+            let line = format!("\n  {:<3}  ", exit as u8);
+            assert!(help.contains(&line), "{exit:?} is not in {help}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a target finds when it looks at itself with an offer in hand.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    capability::{self, MemoryFacts, QemuFacts},
+    disk::{self, DiskProblem, Proof},
+    offer::{Offer, boot_paths, hash_file},
+    probes::Probes,
+};
+use crate::vm::{
+    definition::Accel,
+    network::{self, NetworkError},
+};
+
+/// A host, as far as one offer is concerned. What could not be found out carries the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetFacts {
+    /// Its memory.
+    pub memory: MemoryFacts,
+    /// Its QEMU.
+    pub qemu: Result<QemuFacts, String>,
+    /// Whether KVM runs guests.
+    pub kvm: bool,
+    /// The features that the offered CPU model has here; `None` where the machine type or accelerator is not to be had, so
+    /// that nothing was asked.
+    pub cpu_features: Option<Result<BTreeSet<String>, String>>,
+    /// The offered disks by id.
+    pub disks: BTreeMap<String, Result<Proof, DiskProblem>>,
+    /// The hash of each file that the VM boots from.
+    pub boot_files: BTreeMap<PathBuf, Result<String, String>>,
+    /// The network interfaces; `true` for bridges.
+    pub interfaces: BTreeMap<String, bool>,
+}
+
+/// Why a host cannot even look at itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ExamineError {
+    /// Its memory cannot be read.
+    #[error("cannot read this host's memory: {0}")]
+    Memory(#[from] io::Error),
+    /// Its interfaces cannot be listed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+/// Looks at this host, whose QEMU `probes` asks. It changes nothing, and takes up to some seconds.
+///
+/// # Errors
+/// [`ExamineError`].
+pub async fn examine(probes: &Probes, offer: &Offer) -> Result<TargetFacts, ExamineError> {
+    let definition = &offer.definition;
+    let kvm = capability::kvm_is_usable();
+    let qemu = probes.qemu().await.map_err(|error| error.to_string());
+    let has_machine = qemu
+        .as_ref()
+        .is_ok_and(|qemu| qemu.machines.contains(&definition.machine));
+    let has_accel = definition.accel != Some(Accel::Kvm) || kvm;
+    let cpu_features = if has_machine && has_accel {
+        let probed = probes.cpu(definition).await;
+        Some(probed.map_err(|error| error.to_string()))
+    } else {
+        None
+    };
+    let (disks, boot_files) = {
+        let offer = offer.clone();
+        super::blocking(move || (examine_disks(&offer), examine_boot_files(&offer))).await
+    };
+    Ok(TargetFacts {
+        memory: capability::memory()?,
+        qemu,
+        kvm,
+        cpu_features,
+        disks,
+        boot_files,
+        interfaces: network::interfaces().await?,
+    })
+}
+
+fn examine_disks(offer: &Offer) -> BTreeMap<String, Result<Proof, DiskProblem>> {
+    let pairs = offer.definition.disk.iter().filter_map(|disk| {
+        let facts = offer.disks.iter().find(|facts| facts.id == disk.id)?;
+        Some((disk.id.clone(), disk::compare(disk, facts)))
+    });
+    pairs.collect()
+}
+
+fn examine_boot_files(offer: &Offer) -> BTreeMap<PathBuf, Result<String, String>> {
+    let hash = |path: &Path| hash_file(path).map_err(|error| error.to_string());
+    boot_paths(&offer.definition)
+        .map(|path| (path.to_owned(), hash(path)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,17 @@
+//! vmferry: moves running QEMU virtual machines between hosts.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`api`] | the agent's HTTP API |
+//! | [`agent`] | owning VMs, and moving them |
+//! | [`migrate`] | carrying a handover out, on both sides |
+//! | [`vm`] | one VM: definition, command line, process |
+//! | [`host`] | what a host can take, and what it promised |
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod host;
+pub mod migrate;
+pub mod vm;

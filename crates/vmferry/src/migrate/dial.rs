@@ -1,0 +1,55 @@
+//! Reaching a peer's agent.
+
+use std::time::{Duration, Instant};
+
+use vmferry_core::limits::HEARTBEAT;
+use vmferry_core::wire::hello::{Hello, Lane, VERSIONS};
+use vmferry_dataplane::connection;
+
+use super::SOFTWARE;
+use super::control::Control;
+use crate::agent::Agent;
+
+/// Reaches the peer's agent, however long it takes.
+pub(super) async fn reach(agent: &Agent, address: &str) -> Control {
+    loop {
+        match dial(agent, address).await {
+            Ok((control, _)) => return control,
+            Err(why) => tracing::warn!(why, "a handover waits for its target's agent"),
+        }
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+/// Connects to the peer's agent; says how long the network's round trip is.
+pub(super) async fn dial(agent: &Agent, address: &str) -> Result<(Control, Duration), String> {
+    let addresses = tokio::net::lookup_host(address).await;
+    let mut addresses = addresses.map_err(|error| format!("{address} is not a host that can be reached: {error}"))?;
+    let address = addresses.next().ok_or_else(|| format!("{address} has no address"))?;
+    let hello = hello(agent, Lane::Control);
+    let connected = tokio::task::spawn_blocking(move || {
+        let before = Instant::now();
+        let (sender, receiver) = connection::connect(address, &hello)?;
+        // Connecting and the hellos are two round trips and some work.
+        let round_trip = before.elapsed() / 2;
+        Ok::<_, connection::ConnectionError>((Control::start(sender, receiver)?, round_trip))
+    });
+    match connected.await {
+        Ok(connected) => connected.map_err(|error| {
+            format!("can't reach an agent at {address}: {error}. Is `vmferry agent` running there, and its port open?")
+        }),
+        Err(panic) => Err(panic.to_string()),
+    }
+}
+
+/// How this agent introduces itself.
+pub(super) fn hello(agent: &Agent, lane: Lane) -> Hello {
+    let host = agent.config.name.clone();
+    Hello {
+        versions: VERSIONS,
+        host,
+        software: SOFTWARE.to_owned(),
+        port: agent.listen.port(),
+        lane,
+    }
+}

@@ -1,0 +1,27 @@
+//! Carrying a handover out: the drivers of `vmferry_core::handover`'s state machines, between QMP, the data plane, the
+//! journal and the peer.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`source`] | moving a VM away from here |
+//! | [`target`] | taking a VM in |
+//! | [`peers`] | the port on which agents reach one another |
+//! | [`resume`] | what a restarted agent owes |
+//! | `control` | the control lane, between its threads and the drivers |
+//! | `dial` | reaching a peer's agent |
+//! | `monitor` | what a migration asks of QEMU |
+//! | `offer` | offering a VM, admitting one |
+//! | `figures` | measuring: processor time, stages, rounds; the report |
+
+mod control;
+mod dial;
+mod figures;
+mod monitor;
+mod offer;
+pub mod peers;
+pub mod resume;
+pub mod source;
+pub mod target;
+
+/// vmferry's version, for hellos and reports.
+pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,87 @@
+//! Offering a VM, and admitting one that is offered: the host's checks, and what is set aside.
+
+use serde_json::Value;
+use vmferry_core::wire::message::Handover;
+use vmferry_dataplane::guest_memory::GuestMemory;
+
+use crate::agent::Agent;
+pub(super) use crate::host::Offer;
+use crate::host::check::{MemoryPolicy, Occupancy, check, reservation_for};
+use crate::host::{Refusal, describe, examine};
+use crate::vm::{Role, RunningVm, VmDefinition, launch};
+
+/// Describes a VM that runs here, for a target to check.
+pub(super) async fn make(vm: &RunningVm) -> Result<Value, String> {
+    let offer = describe(vm)
+        .await
+        .map_err(|error| format!("the VM can't be offered: {error}"))?;
+    serde_json::to_value(offer).map_err(|error| error.to_string())
+}
+
+/// A VM that was checked and has its memory and its name set aside, until it is given back.
+#[derive(Debug)]
+pub(super) struct Admission {
+    /// What it is.
+    pub(super) definition: VmDefinition,
+    /// Its guest's memory, once its QEMU is there, if it may be read.
+    pub(super) memory: Option<GuestMemory>,
+}
+
+/// Checks an offer against this host, everything at once, and sets aside what it needs.
+pub(super) async fn admit(agent: &Agent, handover: &Handover, offer: Offer) -> Result<Admission, Vec<String>> {
+    if offer.definition.name != handover.vm {
+        return Err(vec![format!(
+            "the offer is of {}, the definition of {}",
+            handover.vm, offer.definition.name
+        )]);
+    }
+    let facts = examine(&agent.probes, &offer)
+        .await
+        .map_err(|error| vec![error.to_string()])?;
+    let policy = MemoryPolicy {
+        limit: agent.config.memory_limit.map(|limit| limit.0),
+        headroom: agent.config.memory_headroom.0,
+    };
+    // Check and promise are one step, so that two offers at once do not both get the last of the memory.
+    let mut reservations = agent.peers.reservations();
+    let definitions: Vec<VmDefinition> = agent.registry.lock().values().map(|vm| vm.definition.clone()).collect();
+    let refusals = check(&offer, &facts, &Occupancy::new(&definitions, &reservations), policy);
+    if !refusals.is_empty() {
+        return Err(refusals.iter().map(Refusal::to_string).collect());
+    }
+    let definition = offer.definition;
+    agent
+        .enter_incoming(definition.clone(), handover.epoch, handover.migration)
+        .map_err(|error| vec![error.to_string()])?;
+    reservations.hold(&definition.name, reservation_for(&definition));
+    Ok(Admission {
+        definition,
+        memory: None,
+    })
+}
+
+/// Sets aside what a VM takes that was admitted before the agent restarted.
+pub(super) fn hold(agent: &Agent, handover: &Handover, definition: &VmDefinition) {
+    agent
+        .peers
+        .reservations()
+        .hold(&handover.vm, reservation_for(definition));
+    if let Err(error) = agent.enter_incoming(definition.clone(), handover.epoch, handover.migration) {
+        tracing::error!(vm = handover.vm, %error, "a prepared VM has no place here");
+    }
+}
+
+impl Admission {
+    /// Starts the QEMU that is to be filled.
+    pub(super) async fn launch(&self, agent: &Agent) -> Result<RunningVm, String> {
+        let folder = agent.folder(&self.definition.name);
+        let launched = launch(&agent.config.qemu, self.definition.clone(), folder, Role::Incoming).await;
+        launched.map_err(|error| error.to_string())
+    }
+}
+
+/// Gives back what was set aside for a VM that did not come.
+pub(super) fn give_back(agent: &Agent, handover: &Handover, reason: &str) {
+    agent.peers.reservations().release(&handover.vm);
+    agent.drop_incoming(&handover.vm, handover.migration, reason);
+}

@@ -1,0 +1,146 @@
+//! What a restarted agent owes the handovers that its journal knows.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use vmferry_core::handover::{AfterRestart, Record as Fact, Source, SourceEffect, SourceEvent};
+use vmferry_core::wire::message::Handover;
+use vmferry_qmp::RunState;
+
+use super::source::until;
+use super::{monitor, target};
+use crate::agent::Agent;
+use crate::agent::record::Record;
+use crate::agent::registry::Vm;
+use crate::vm::{RunningVm, find_again};
+
+/// Finishes or rolls back a handover that was under way when the agent ended. Its VM is left alone by everybody else
+/// until this has ended.
+pub async fn resume(agent: Arc<Agent>, after: AfterRestart) {
+    match after {
+        AfterRestart::Nothing => {}
+        AfterRestart::RollBack(handover) => roll_back(&agent, handover).await,
+        AfterRestart::Commit(handover, peer) => commit(&agent, handover, &peer).await,
+        AfterRestart::Ask(handover, peer) => {
+            let vm = find_again(agent.folder(&handover.vm)).await;
+            if let Ok(Some(vm)) = &vm {
+                super::offer::hold(&agent, &handover, &vm.definition);
+            }
+            match vm {
+                Ok(vm) => target::resume_prepared(agent, handover, peer, vm.map(Arc::new)).await,
+                Err(error) => tracing::error!(vm = handover.vm, %error, "a prepared VM's QEMU can't be spoken to"),
+            }
+        }
+        AfterRestart::Run(handover, peer) => {
+            // The registry has it already: the journal says that it is this host's. Unless it was moved on since.
+            let of_this_epoch = |vm: &mut Vm| Ok(vm.running.clone().filter(|_| vm.epoch == handover.epoch));
+            if let Ok(Some(vm)) = agent.registry.with(&handover.vm, of_this_epoch) {
+                target::resume_owned(agent.clone(), handover.clone(), peer, vm).await;
+            }
+            agent.release_migration(&handover.vm, handover.migration);
+        }
+    }
+}
+
+async fn runs(agent: &Agent, vm: &str) -> bool {
+    let running = agent.registry.with(vm, |vm| Ok(vm.running.clone()));
+    match running {
+        Ok(Some(vm)) => vm
+            .qmp
+            .query_status()
+            .await
+            .is_ok_and(|status| status.status == RunState::Running),
+        _ => false,
+    }
+}
+
+/// The attempt was not released, so the guest is this host's, and nobody else will run it.
+async fn roll_back(agent: &Agent, handover: Handover) {
+    let running = agent.registry.with(&handover.vm, |vm| Ok(vm.running.clone()));
+    if let Ok(Some(vm)) = running {
+        match monitor::resume(&vm).await {
+            Ok(()) => monitor::announce(&vm.qmp).await,
+            Err(why) => return tracing::error!(vm = handover.vm, why, "the guest could not be made to go on"),
+        }
+    }
+    let fact = Fact::RolledBack {
+        handover: handover.clone(),
+    };
+    match agent.journal.append(Record::Handover { fact }).await {
+        Ok(()) => tracing::info!(vm = handover.vm, "rolled back a handover that was cut short"),
+        Err(error) => tracing::error!(vm = handover.vm, %error, "writing that a handover was rolled back"),
+    }
+    agent.release_migration(&handover.vm, handover.migration);
+}
+
+/// The attempt was released: the target is told so until it answers, and then the copy here is ended, or taken back if the
+/// target's is durably gone.
+async fn commit(agent: &Agent, handover: Handover, peer: &str) {
+    if runs(agent, &handover.vm).await {
+        // A write that was reported as failed, and for which the guest was resumed, was on the disk all the same. The
+        // target was never told.
+        return roll_back(agent, handover).await;
+    }
+    let began = Instant::now();
+    let verdict = agent.peers.enter_source(handover.migration);
+    let running = agent
+        .registry
+        .with(&handover.vm, |vm| Ok(vm.running.clone()))
+        .ok()
+        .flatten();
+    let (mut source, effects) = Source::released(handover.clone(), began.elapsed());
+    let mut effects = VecDeque::from(effects);
+    loop {
+        verdict.send_replace(source.verdict());
+        let Some(effect) = effects.pop_front() else {
+            // The last question was not answered: it is repeated when the state machine says so.
+            until(source.deadline().map(|at| began + at)).await;
+            effects.extend(source.handle(SourceEvent::Tick, began.elapsed()));
+            continue;
+        };
+        let event = match effect {
+            SourceEffect::Send(message) => match super::peers::ask(agent, peer, message).await {
+                Ok(answer) => Some(SourceEvent::Peer(answer)),
+                Err(why) => {
+                    tracing::info!(vm = handover.vm, why, "the target of a released VM can't be asked");
+                    None
+                }
+            },
+            SourceEffect::Journal(fact) => {
+                let written = agent.journal.append(Record::Handover { fact }).await;
+                Some(SourceEvent::Journaled(written.map_err(|error| error.to_string())))
+            }
+            SourceEffect::EndQemu => {
+                agent.give_away(&handover.vm, peer);
+                if let Some(Err(error)) = end(&running).await {
+                    tracing::error!(vm = handover.vm, %error, "the copy that was given away can't be ended");
+                }
+                None
+            }
+            SourceEffect::ResumeGuest => Some(SourceEvent::Resumed(match &running {
+                Some(vm) => monitor::resume(vm).await,
+                None => Err("its QEMU is gone".to_owned()),
+            })),
+            SourceEffect::Finish(outcome) => {
+                tracing::info!(vm = handover.vm, ?outcome, "a handover that was cut short has ended");
+                return agent.release_migration(&handover.vm, handover.migration);
+            }
+            // A released handover has no stream any more.
+            SourceEffect::OpenStream { .. }
+            | SourceEffect::LetStop
+            | SourceEffect::CompareImage(_)
+            | SourceEffect::DeliverShut => None,
+        };
+        if let Some(event) = event {
+            effects.extend(source.handle(event, began.elapsed()));
+        }
+    }
+}
+
+async fn end(vm: &Option<Arc<RunningVm>>) -> Option<std::io::Result<()>> {
+    match vm {
+        Some(vm) => Some(vm.end().await.and_then(|()| vm.folder.remove())),
+        None => None,
+    }
+}

@@ -1,0 +1,580 @@
+//! Moving a VM away from here: carries out what [`vmferry_core::handover::Source`] decides.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use vmferry_core::controller::{Controller, Decision, Limits, Sample};
+use vmferry_core::handover::{Cause, Outcome, Source, SourceEffect, SourceEvent, Stage};
+use vmferry_core::limits::LANES_MAX;
+use vmferry_core::page::{FingerprintKey, RING_BATCHES, Reach};
+use vmferry_core::qemu::return_path;
+use vmferry_core::wire::hello::Lane;
+use vmferry_core::wire::message::{Handover, Image, Message, Transfer, Verdict};
+use vmferry_dataplane::source::{self as lanes, Counters};
+use vmferry_dataplane::{connection, source};
+use vmferry_qmp::{EventKind, Events, MigrationStatus};
+
+use super::control::{Control, Heard};
+use super::dial::{dial, hello, reach};
+use super::figures::{Account, ms};
+use super::monitor;
+use crate::agent::Agent;
+use crate::agent::migrations::MigrationHandle;
+use crate::agent::record::Record;
+use crate::api::migration::{self as view, MigrateRequest, Report, Verification};
+use crate::vm::RunningVm;
+
+/// How often QEMU is asked how far it is, and the controller whether to stop.
+const LOOK: Duration = Duration::from_millis(100);
+/// The longest that a guest may stand still before the attempt is rolled back.
+const MAX_BLACKOUT: Duration = Duration::from_millis(view::BLACKOUT_MS_MAX);
+/// How long QEMU may take to connect to the socket that it was told to migrate into.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the driver waits for an answer of QEMU's while the guest runs.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
+const LANES_DEFAULT_MAX: usize = 8;
+
+/// Carries a migration out and reports how it ended.
+pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
+    let began = Instant::now();
+    let request = handle.request.clone();
+    let (id, name, to, from) = (
+        handle.id,
+        handle.vm.clone(),
+        request.address(),
+        agent.config.name.clone(),
+    );
+    let failed =
+        |outcome, reason| Report::without_transfer(id, &name, &from, &to, outcome, vec![reason], ms(began.elapsed()));
+    let vm = agent.registry.with(&handle.vm, |vm| Ok((vm.running.clone(), vm.epoch)));
+    let (running, epoch) = match vm {
+        Ok((Some(running), epoch)) => (running, epoch),
+        _ => return failed(view::Outcome::RolledBack, "the VM has no QEMU".to_owned()),
+    };
+    let prepared = async {
+        let transfer = transfer(&request)?;
+        let offer = super::offer::make(&running).await?;
+        let (control, round_trip) = dial(&agent, &to).await?;
+        Ok::<_, String>((
+            Session {
+                transfer,
+                control,
+                round_trip,
+            },
+            offer,
+        ))
+    };
+    let (session, offer) = tokio::select! {
+        prepared = prepared => match prepared {
+            Ok(prepared) => prepared,
+            Err(why) => return failed(view::Outcome::RolledBack, why),
+        },
+        () = handle.cancelled() => return failed(view::Outcome::Cancelled, Cause::Cancelled.to_string()),
+    };
+    let handover = Handover {
+        migration: handle.id,
+        vm: handle.vm.clone(),
+        epoch: epoch.next(),
+    };
+    let (source, effects) = Source::new(
+        handover,
+        session.control.peer().to_string(),
+        session.transfer.clone(),
+        offer,
+        MAX_BLACKOUT,
+    );
+    let driver = Driver::new(agent, handle, running, session, source, began);
+    driver.run(effects).await
+}
+
+fn transfer(request: &MigrateRequest) -> Result<Transfer, String> {
+    let codec = request.codec_settings();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let lanes = request
+        .lanes
+        .unwrap_or(processors.min(LANES_DEFAULT_MAX))
+        .clamp(1, LANES_MAX);
+    let mut fingerprint_key = [0; 32];
+    rustix::rand::getrandom(&mut fingerprint_key, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| format!("no random bytes: {errno}"))?;
+    Ok(Transfer {
+        lanes: lanes as u16,
+        codec,
+        fingerprint_key,
+        verify_memory: request.verify,
+    })
+}
+
+/// What joins this agent and the target's.
+struct Session {
+    transfer: Transfer,
+    control: Control,
+    round_trip: Duration,
+}
+
+/// The state of one attempt, outside of what the state machine knows.
+struct Driver {
+    agent: Arc<Agent>,
+    handle: MigrationHandle,
+    vm: Arc<RunningVm>,
+    session: Session,
+    control_lost: bool,
+    /// The control lane that is to replace a lost one.
+    reached: Option<JoinHandle<Control>>,
+    source: Source,
+    /// What a target that asks is answered meanwhile.
+    verdict: watch::Sender<Verdict>,
+    queue: VecDeque<SourceEvent>,
+    qmp_events: Option<Events>,
+    stream: Option<source::Source>,
+    stream_events: UnboundedReceiver<lanes::Event>,
+    to_driver: UnboundedSender<lanes::Event>,
+    controller: Controller,
+    account: Account,
+    let_stop: bool,
+    began: Instant,
+    stream_began: Option<Instant>,
+    outcome: Option<Outcome>,
+}
+
+impl Driver {
+    fn new(
+        agent: Arc<Agent>,
+        handle: MigrationHandle,
+        vm: Arc<RunningVm>,
+        session: Session,
+        source: Source,
+        began: Instant,
+    ) -> Driver {
+        let (to_driver, stream_events) = unbounded_channel();
+        let limits = Limits {
+            max_downtime: Duration::from_millis(handle.request.max_downtime_ms),
+            timeout: Some(Duration::from_secs(handle.request.timeout_s)),
+        };
+        let account = Account::new(began, vm.process.pid());
+        Driver {
+            verdict: agent.peers.enter_source(handle.id),
+            qmp_events: Some(vm.qmp.events()),
+            agent,
+            handle,
+            vm,
+            session,
+            control_lost: false,
+            reached: None,
+            source,
+            queue: VecDeque::new(),
+            stream: None,
+            stream_events,
+            to_driver,
+            controller: Controller::new(limits),
+            account,
+            let_stop: false,
+            began,
+            stream_began: None,
+            outcome: None,
+        }
+    }
+
+    async fn run(mut self, effects: Vec<SourceEffect>) -> Report {
+        self.carry_out(effects).await;
+        loop {
+            if let Some(outcome) = self.outcome.take() {
+                return self.report(outcome);
+            }
+            let event = match self.queue.pop_front() {
+                Some(event) => event,
+                None => self.next().await,
+            };
+            tracing::debug!(migration = %self.handle.id, ?event, "source");
+            let effects = self.source.handle(event, self.began.elapsed());
+            self.verdict.send_replace(self.source.verdict());
+            self.account.stage(self.source.stage());
+            self.publish();
+            self.carry_out(effects).await;
+        }
+    }
+
+    /// Waits for something to happen.
+    async fn next(&mut self) -> SourceEvent {
+        loop {
+            let deadline = self.source.deadline().map(|at| self.began + at);
+            let looks = self.stream.is_some() && self.source.stage() == Stage::PreCopy;
+            let can_cancel = self.source.can_cancel();
+            // A lost lane ends an attempt that is not released. A released one goes on, however long that takes.
+            if self.control_lost && self.reached.is_none() && self.source.verdict() == Verdict::Released {
+                let (agent, address) = (self.agent.clone(), self.handle.request.address());
+                self.reached = Some(tokio::spawn(async move { reach(&agent, &address).await }));
+            }
+            let event = tokio::select! {
+                biased;
+                heard = self.session.control.heard.recv(), if !self.control_lost => self.hear(heard),
+                control = joined(&mut self.reached) => {
+                    self.session.control = control;
+                    (self.reached, self.control_lost) = (None, false);
+                    Some(SourceEvent::PeerBack)
+                }
+                event = next_event(&mut self.qmp_events) => self.on_qmp(event).await,
+                Some(event) = self.stream_events.recv() => self.on_stream(event),
+                () = self.handle.cancelled(), if can_cancel => Some(SourceEvent::Cancel),
+                () = until(deadline) => Some(SourceEvent::Tick),
+                () = tokio::time::sleep(LOOK), if looks => self.look().await,
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Option<Heard>) -> Option<SourceEvent> {
+        match heard {
+            Some(Heard::Message(Message::Figures { figures })) => {
+                self.account.target = serde_json::from_value(figures).unwrap_or_default();
+                None
+            }
+            Some(Heard::Message(message)) => {
+                if let Message::Running { .. } = message {
+                    self.account.guest_runs_there();
+                }
+                Some(SourceEvent::Peer(message))
+            }
+            Some(Heard::ReturnPath(bytes)) => {
+                let written = self.stream.as_ref().map(|stream| stream.return_path(&bytes));
+                written?
+                    .err()
+                    .map(|error| SourceEvent::TransferFailed(format!("QEMU's return path: {error}")))
+            }
+            Some(Heard::Lost(why)) => Some(SourceEvent::PeerLost(why)),
+            None => {
+                self.control_lost = true;
+                None
+            }
+        }
+    }
+
+    async fn on_qmp(&mut self, event: Option<EventKind>) -> Option<SourceEvent> {
+        match event {
+            None => Some(SourceEvent::QemuGone),
+            Some(EventKind::Stop) if self.stream.is_some() => {
+                self.account.guest_stopped();
+                Some(SourceEvent::GuestStopped)
+            }
+            Some(EventKind::MigrationPass(pass)) => {
+                let round = u32::try_from(pass).unwrap_or(u32::MAX);
+                if let Some(stream) = &self.stream {
+                    stream.set_round(round);
+                }
+                self.account.round(round);
+                self.look().await
+            }
+            Some(EventKind::Migration(MigrationStatus::Completed)) => {
+                match monitor::reaches_postmigrate(&self.vm.qmp).await {
+                    Ok(true) => Some(SourceEvent::PostMigrate),
+                    Ok(false) => Some(SourceEvent::MigrationFailed(
+                        "it went on after its migration ended".to_owned(),
+                    )),
+                    Err(_) => Some(SourceEvent::QemuGone),
+                }
+            }
+            Some(EventKind::Migration(MigrationStatus::Failed)) => {
+                let info = self.vm.qmp.query_migrate().await.unwrap_or_default();
+                let why = info
+                    .error_desc
+                    .unwrap_or_else(|| "its migration failed and it does not say why".to_owned());
+                Some(SourceEvent::MigrationFailed(why))
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn on_stream(&mut self, event: lanes::Event) -> Option<SourceEvent> {
+        match event {
+            lanes::Event::Switchover | lanes::Event::Ended => None,
+            lanes::Event::Lost(reason) => {
+                tracing::warn!(migration = %self.handle.id, reason, "QEMU's stream is passed on as it is from here");
+                self.account.stream_lost = Some(reason);
+                None
+            }
+            lanes::Event::Failed(why) => Some(SourceEvent::TransferFailed(why)),
+        }
+    }
+
+    /// Asks QEMU how far it is and the controller what to do.
+    async fn look(&mut self) -> Option<SourceEvent> {
+        let (counters, stream_began) = (self.stream.as_ref()?.counters(), self.stream_began?);
+        // Once the guest is stopped QEMU answers nobody until its last byte is written.
+        if self.source.stage() != Stage::PreCopy || self.account.is_stopped() {
+            return None;
+        }
+        // It may be about to stop: then it answers when its last byte is written, and the driver must not wait for that.
+        let info = tokio::time::timeout(ANSWER_LIMIT, self.vm.qmp.query_migrate())
+            .await
+            .ok()?
+            .ok()?;
+        let ram = info.ram.clone().unwrap_or_default();
+        let sample = Sample {
+            at: stream_began.elapsed(),
+            round: ram.dirty_sync_count,
+            remaining_bytes: ram.remaining,
+            dirty_bytes_per_s: ram.dirty_pages_rate.saturating_mul(ram.page_size),
+            stream_bytes: counters.stream_bytes,
+            wire_bytes: counters.wire_bytes,
+            acknowledged_bytes: counters.acknowledged_bytes,
+            taken_bytes: counters.taken_bytes,
+            round_trip: self.session.round_trip,
+        };
+        let (decision, forecast) = self.controller.observe(sample);
+        self.account.looked(ram, forecast, stream_began.elapsed(), &counters);
+        self.publish();
+        match decision {
+            Decision::Continue => None,
+            Decision::Stop if self.let_stop => None,
+            Decision::Stop => {
+                tracing::info!(migration = %self.handle.id, ?forecast, "stopping the guest");
+                Some(SourceEvent::StopNow)
+            }
+            Decision::GiveUp(why) => Some(SourceEvent::NotConverging(why)),
+        }
+    }
+
+    async fn carry_out(&mut self, effects: Vec<SourceEffect>) {
+        for effect in effects {
+            tracing::debug!(migration = %self.handle.id, ?effect, "source");
+            if let Some(event) = self.effect(effect).await {
+                self.queue.push_back(event);
+            }
+        }
+    }
+
+    async fn effect(&mut self, effect: SourceEffect) -> Option<SourceEvent> {
+        match effect {
+            SourceEffect::Journal(fact) => {
+                let written = self.agent.journal.append(Record::Handover { fact }).await;
+                Some(SourceEvent::Journaled(written.map_err(|error| error.to_string())))
+            }
+            SourceEffect::Send(message) => {
+                self.session.control.mouth().say(message);
+                None
+            }
+            SourceEffect::OpenStream { reads_guest_memory } => self
+                .open_stream(reads_guest_memory)
+                .await
+                .err()
+                .map(SourceEvent::TransferFailed),
+            SourceEffect::LetStop => {
+                self.let_stop = true;
+                let raised = tokio::time::timeout(ANSWER_LIMIT, monitor::let_stop(&self.vm.qmp)).await;
+                // No answer means that it is stopping its guest already.
+                raised
+                    .ok()?
+                    .err()
+                    .map(|error| SourceEvent::MigrationFailed(error.to_string()))
+            }
+            SourceEffect::CompareImage(image) => Some(SourceEvent::Compared(self.compare(image).await)),
+            SourceEffect::DeliverShut => {
+                let delivered = self
+                    .stream
+                    .as_ref()
+                    .map(|stream| stream.return_path(&return_path::shut(0)));
+                delivered?
+                    .err()
+                    .map(|error| SourceEvent::MigrationFailed(format!("its return path is gone: {error}")))
+            }
+            SourceEffect::ResumeGuest => {
+                if let Some(stream) = &self.stream {
+                    stream.close();
+                }
+                let resumed = monitor::resume(&self.vm).await;
+                if self.account.is_stopped() {
+                    monitor::announce(&self.vm.qmp).await;
+                }
+                Some(SourceEvent::Resumed(resumed))
+            }
+            SourceEffect::EndQemu => {
+                self.account.qemu_ends();
+                self.agent.give_away(&self.handle.vm, &self.handle.request.to);
+                let ended = self.vm.end().await.and_then(|()| self.vm.folder.remove());
+                if let Err(error) = ended {
+                    tracing::error!(vm = self.handle.vm, %error, "the copy here could not be ended; the target runs it");
+                }
+                None
+            }
+            SourceEffect::Finish(outcome) => {
+                self.outcome = Some(outcome);
+                None
+            }
+        }
+    }
+
+    async fn open_stream(&mut self, reads_guest_memory: bool) -> Result<(), String> {
+        let mut lanes = Vec::new();
+        for index in 0..self.session.transfer.lanes {
+            let hello = hello(
+                &self.agent,
+                Lane::Data {
+                    migration: self.handle.id,
+                    index,
+                },
+            );
+            let peer: SocketAddr = self.session.control.peer();
+            let connected = tokio::task::spawn_blocking(move || connection::connect(peer, &hello)).await;
+            let lane = connected.map_err(|panic| panic.to_string())?;
+            lanes.push(lane.map_err(|error| format!("lane {index}: {error}"))?);
+        }
+        let path = self.vm.folder.migration();
+        let listener = bind(&path).map_err(|error| format!("can't listen on {}: {error}", path.display()))?;
+        let accepted = tokio::task::spawn_blocking(move || accept(&listener));
+        monitor::begin(&self.vm.qmp, &path)
+            .await
+            .map_err(|error| format!("QEMU does not migrate: {error}"))?;
+        let qemu = accepted.await.map_err(|panic| panic.to_string())?;
+        let qemu = qemu.map_err(|error| format!("QEMU did not connect to {}: {error}", path.display()))?;
+        // The connection stays; the name has served.
+        let _ = std::fs::remove_file(&path);
+        let settings = lanes::Settings {
+            codec: self.session.transfer.codec,
+            key: FingerprintKey::new(self.session.transfer.fingerprint_key),
+            reach: if reads_guest_memory {
+                Reach::All
+            } else {
+                Reach::Batches(RING_BATCHES)
+            },
+            bandwidth: self.handle.request.bandwidth_bytes_s,
+        };
+        let to_driver = self.to_driver.clone();
+        // The driver's receiver lives as long as the stream.
+        let on_event = move |event| drop(to_driver.send(event));
+        let stream = source::Source::start(qemu, lanes, settings, on_event);
+        self.stream = Some(stream.map_err(|error| format!("can't start the lanes: {error}"))?);
+        self.stream_began = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Compares what the target says it holds with what was sent.
+    async fn compare(&mut self, image: Image) -> Result<(), String> {
+        let stream = self.stream.as_ref().ok_or("there is no stream")?;
+        let sent = stream.digest();
+        if sent != image.stream {
+            return Err(format!(
+                "{} bytes of QEMU's stream were sent, {} loaded, or others",
+                sent.bytes, image.stream.bytes
+            ));
+        }
+        self.account.digest = Some(sent.hash.iter().map(|byte| format!("{byte:02x}")).collect());
+        if !self.session.transfer.verify_memory {
+            return Ok(());
+        }
+        let theirs = image
+            .memory
+            .ok_or("the target can't read its guest's memory, so it can't be verified")?;
+        let mut memory = monitor::guest_memory(&self.vm)
+            .await
+            .ok_or("this host can't read its guest's memory, so it can't be verified")?;
+        let ours = stream
+            .hash_memory(&mut memory)
+            .map_err(|error| format!("reading the guest's memory: {error}"))?;
+        self.account.verification = Some(Verification {
+            bytes_compared: ours.bytes,
+            equal: ours == theirs,
+        });
+        if ours == theirs {
+            Ok(())
+        } else {
+            Err("the two memories differ".to_owned())
+        }
+    }
+
+    fn publish(&self) {
+        self.handle
+            .progress(self.account.progress(self.source.stage(), &self.counters()));
+    }
+
+    fn counters(&self) -> Counters {
+        self.stream.as_ref().map(source::Source::counters).unwrap_or_default()
+    }
+
+    fn report(self, outcome: Outcome) -> Report {
+        let (outcome, reasons) = match outcome {
+            Outcome::HandedOver => (view::Outcome::Completed, Vec::new()),
+            Outcome::RolledBack(Cause::Refused(reasons)) => (view::Outcome::Refused, reasons),
+            Outcome::RolledBack(cause @ Cause::Cancelled) => (view::Outcome::Cancelled, vec![cause.to_string()]),
+            Outcome::RolledBack(cause @ Cause::NotConverging(_)) => {
+                (view::Outcome::NotConverged, vec![cause.to_string()])
+            }
+            Outcome::RolledBack(cause) => (view::Outcome::RolledBack, vec![cause.to_string()]),
+            Outcome::Lost(cause) => (view::Outcome::Lost, vec![cause.to_string()]),
+        };
+        let head = Report::without_transfer(
+            self.handle.id,
+            &self.handle.vm,
+            &self.agent.config.name,
+            &self.handle.request.address(),
+            outcome,
+            reasons,
+            ms(self.began.elapsed()),
+        );
+        let counters = self.counters();
+        self.account.report(head, &counters)
+    }
+}
+
+fn bind(path: &PathBuf) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(path),
+    }
+}
+
+fn accept(listener: &UnixListener) -> std::io::Result<UnixStream> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec {
+        tv_sec: CONNECT_LIMIT.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&limit))? {
+        0 => Err(std::io::ErrorKind::TimedOut.into()),
+        _ => listener.accept().map(|(stream, _)| stream),
+    }
+}
+
+/// The control lane that was reached; waits for ever while none is being reached.
+async fn joined(reached: &mut Option<JoinHandle<Control>>) -> Control {
+    if let Some(task) = reached
+        && let Ok(control) = task.await
+    {
+        return control;
+    }
+    std::future::pending().await
+}
+
+/// The next event of QEMU; `None` once when there are no more, then never again.
+async fn next_event(events: &mut Option<Events>) -> Option<EventKind> {
+    let Some(source) = events else {
+        return std::future::pending().await;
+    };
+    loop {
+        match source.next().await {
+            Ok(event) => return Some(event.kind),
+            Err(vmferry_qmp::Error::EventsLost { .. }) => {}
+            Err(_) => {
+                *events = None;
+                return None;
+            }
+        }
+    }
+}
+
+/// Waits for a moment; for ever if there is none.
+pub(super) async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

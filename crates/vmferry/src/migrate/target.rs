@@ -1,0 +1,438 @@
+//! Taking a VM in: carries out what [`vmferry_core::handover::Target`] decides.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{Receiver as Inbox, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use vmferry_core::handover::{Target, TargetEffect, TargetEvent};
+use vmferry_core::limits::LANES_MAX;
+use vmferry_core::page::{FingerprintKey, StreamDigest};
+use vmferry_core::wire::message::{Handover, Image, Message, Transfer};
+use vmferry_dataplane::target::{self as lanes, Event as StreamEvent};
+
+use super::control::{Control, Heard, Mouth};
+use super::figures::{TargetFigures, cpu_of, ms};
+use super::offer::{Admission, Offer};
+use super::peers::DataLane;
+use super::{monitor, source};
+use crate::agent::Agent;
+use crate::agent::record::Record;
+use crate::vm::RunningVm;
+
+/// Takes in the VM that a peer offers on a control lane. `lanes` gives the migration's data lanes as they connect.
+pub(super) async fn take_in(
+    agent: Arc<Agent>,
+    control: Control,
+    peer: String,
+    offered: (Handover, Transfer, serde_json::Value),
+    lanes: Inbox<DataLane>,
+) {
+    let (handover, transfer, offer) = offered;
+    let (target, effects) = Target::new(handover.clone(), peer, transfer.clone(), offer);
+    let mut driver = Driver::new(agent, handover, target, Some(control));
+    driver.incoming = Some(Incoming {
+        lanes,
+        connected: BTreeMap::new(),
+        wanted: transfer.lanes,
+        transfer,
+    });
+    driver.run(effects).await;
+}
+
+/// Takes up an image that was prepared before the agent restarted; `vm` is its QEMU, if that still lives.
+pub(super) async fn resume_prepared(agent: Arc<Agent>, handover: Handover, peer: String, vm: Option<Arc<RunningVm>>) {
+    let (target, effects) = Target::prepared(handover.clone(), peer, Duration::ZERO);
+    let mut driver = Driver::new(agent, handover, target, None);
+    match vm {
+        Some(vm) => driver.hold(vm),
+        None => driver.queue.push_back(TargetEvent::QemuGone(
+            "its QEMU ended while no agent watched it".to_owned(),
+        )),
+    }
+    driver.run(effects).await;
+}
+
+/// Takes up a VM that was owned, but perhaps not started, before the agent restarted.
+pub(super) async fn resume_owned(agent: Arc<Agent>, handover: Handover, peer: String, vm: Arc<RunningVm>) {
+    let (target, effects) = Target::owned(handover.clone(), peer);
+    let mut driver = Driver::new(agent, handover, target, None);
+    driver.hold(vm);
+    driver.run(effects).await;
+}
+
+/// What is needed until the stream is open.
+struct Incoming {
+    lanes: Inbox<DataLane>,
+    connected: BTreeMap<u16, DataLane>,
+    wanted: u16,
+    transfer: Transfer,
+}
+
+struct Driver {
+    agent: Arc<Agent>,
+    handover: Handover,
+    target: Target,
+    control: Option<Control>,
+    queue: VecDeque<TargetEvent>,
+    /// Control lanes on which the source goes on after this one was lost.
+    attached: UnboundedReceiver<(Control, Message)>,
+    /// What the source's agent answers an inquiry, from a task of its own.
+    answers: (UnboundedSender<Message>, UnboundedReceiver<Message>),
+    stream_events: (UnboundedSender<StreamEvent>, UnboundedReceiver<StreamEvent>),
+    incoming: Option<Incoming>,
+    admission: Option<Admission>,
+    vm: Option<Arc<RunningVm>>,
+    stream: Option<Arc<lanes::Target>>,
+    began: Instant,
+    stopped_at: Option<Instant>,
+    blackout: Option<Duration>,
+    agent_cpu_at_start: Duration,
+    finished: bool,
+}
+
+impl Driver {
+    fn new(agent: Arc<Agent>, handover: Handover, target: Target, control: Option<Control>) -> Driver {
+        Driver {
+            attached: agent.peers.enter_target(handover.migration),
+            agent,
+            handover,
+            target,
+            control,
+            queue: VecDeque::new(),
+            answers: unbounded_channel(),
+            stream_events: unbounded_channel(),
+            incoming: None,
+            admission: None,
+            vm: None,
+            stream: None,
+            began: Instant::now(),
+            stopped_at: None,
+            blackout: None,
+            agent_cpu_at_start: cpu_of("self"),
+            finished: false,
+        }
+    }
+
+    fn hold(&mut self, vm: Arc<RunningVm>) {
+        self.vm = Some(vm);
+    }
+
+    async fn run(mut self, effects: Vec<TargetEffect>) {
+        self.carry_out(effects).await;
+        while !self.finished {
+            let event = match self.queue.pop_front() {
+                Some(event) => event,
+                None => self.next().await,
+            };
+            tracing::debug!(migration = %self.handover.migration, ?event, "target");
+            let effects = self.target.handle(event, self.began.elapsed());
+            self.carry_out(effects).await;
+        }
+    }
+
+    async fn next(&mut self) -> TargetEvent {
+        loop {
+            let deadline = self.target.deadline().map(|at| self.began + at);
+            let event = tokio::select! {
+                biased;
+                heard = hear(&mut self.control) => self.on_heard(heard),
+                Some((control, message)) = self.attached.recv() => {
+                    self.control = Some(control);
+                    Some(TargetEvent::Peer(message))
+                }
+                Some(answer) = self.answers.1.recv() => Some(TargetEvent::Peer(answer)),
+                Some(event) = self.stream_events.1.recv() => self.on_stream(event).await,
+                Some(lane) = next_lane(&mut self.incoming) => self.on_lane(lane),
+                () = qemu_ends(&self.vm) => {
+                    let words = self.vm.take().map(|vm| vm.last_words()).unwrap_or_default();
+                    Some(TargetEvent::QemuGone(format!("the target's QEMU ended: {words}")))
+                }
+                () = source::until(deadline) => Some(TargetEvent::Tick),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn on_heard(&mut self, heard: Option<Heard>) -> Option<TargetEvent> {
+        match heard {
+            Some(Heard::Message(Message::Stopped)) => {
+                self.stopped_at = Some(Instant::now());
+                None
+            }
+            Some(Heard::Message(message)) => Some(TargetEvent::Peer(message)),
+            Some(Heard::ReturnPath(_)) => None,
+            Some(Heard::Lost(why)) => {
+                self.control = None;
+                Some(TargetEvent::PeerLost(format!("lost the source's agent: {why}")))
+            }
+            None => {
+                self.control = None;
+                None
+            }
+        }
+    }
+
+    async fn on_stream(&mut self, event: StreamEvent) -> Option<TargetEvent> {
+        match event {
+            StreamEvent::ReturnPath(bytes) => {
+                if let Some(mouth) = self.mouth() {
+                    mouth.return_path(bytes);
+                }
+                None
+            }
+            StreamEvent::Loaded(stream) => Some(match self.image(stream).await {
+                Ok(image) => TargetEvent::Loaded(image),
+                Err(why) => TargetEvent::LoadFailed(why),
+            }),
+            StreamEvent::Failed(why) => Some(TargetEvent::LoadFailed(why)),
+        }
+    }
+
+    /// Describes what QEMU has loaded.
+    async fn image(&self, stream: StreamDigest) -> Result<Image, String> {
+        let verify = self
+            .incoming
+            .as_ref()
+            .is_some_and(|incoming| incoming.transfer.verify_memory);
+        let lanes = self.stream.clone().filter(|_| verify);
+        let memory = match lanes {
+            None => None,
+            Some(lanes) => tokio::task::spawn_blocking(move || lanes.hash_memory().transpose())
+                .await
+                .map_err(|panic| panic.to_string())?
+                .map_err(|error| format!("reading the guest's memory: {error}"))?,
+        };
+        Ok(Image { stream, memory })
+    }
+
+    fn on_lane(&mut self, lane: DataLane) -> Option<TargetEvent> {
+        let incoming = self.incoming.as_mut()?;
+        if lane.index >= incoming.wanted || incoming.connected.contains_key(&lane.index) {
+            return Some(TargetEvent::LoadFailed(format!(
+                "the source connected lane {} unasked",
+                lane.index
+            )));
+        }
+        incoming.connected.insert(lane.index, lane);
+        if incoming.connected.len() < usize::from(incoming.wanted) {
+            return None;
+        }
+        Some(match self.open_stream() {
+            Ok(()) => TargetEvent::StreamOpened,
+            Err(why) => TargetEvent::LoadFailed(why),
+        })
+    }
+
+    fn open_stream(&mut self) -> Result<(), String> {
+        let (Some(incoming), Some(admission), Some(vm)) = (&mut self.incoming, &mut self.admission, &self.vm) else {
+            return Err("a stream came before it was reserved for".to_owned());
+        };
+        let connected = std::mem::take(&mut incoming.connected);
+        let settings = lanes::Settings {
+            codec: incoming.transfer.codec,
+            key: FingerprintKey::new(incoming.transfer.fingerprint_key),
+            qemu: vm.folder.migration(),
+        };
+        let to_driver = self.stream_events.0.clone();
+        // The driver's receiver lives as long as the stream.
+        let on_event = move |event| drop(to_driver.send(event));
+        let pairs = connected
+            .into_values()
+            .map(|lane| (lane.sender, lane.receiver))
+            .collect();
+        let stream = lanes::Target::start(pairs, admission.memory.take(), settings, on_event);
+        self.stream = Some(Arc::new(
+            stream.map_err(|error| format!("can't start the lanes: {error}"))?,
+        ));
+        Ok(())
+    }
+
+    fn mouth(&self) -> Option<&Mouth> {
+        self.control.as_ref().map(Control::mouth)
+    }
+
+    async fn carry_out(&mut self, effects: Vec<TargetEffect>) {
+        for effect in effects {
+            tracing::debug!(migration = %self.handover.migration, ?effect, "target");
+            if let Some(event) = self.effect(effect).await {
+                self.queue.push_back(event);
+            }
+        }
+    }
+
+    async fn effect(&mut self, effect: TargetEffect) -> Option<TargetEvent> {
+        match effect {
+            TargetEffect::Reserve { offer, .. } => Some(TargetEvent::Reserved(self.reserve(offer).await)),
+            TargetEffect::Journal(fact) => {
+                let written = self.agent.journal.append(Record::Handover { fact }).await;
+                Some(TargetEvent::Journaled(written.map_err(|error| error.to_string())))
+            }
+            TargetEffect::Send(message) => {
+                if let Some(mouth) = self.mouth() {
+                    if let Message::Running { .. } = message {
+                        mouth.say(Message::Figures {
+                            figures: self.figures(),
+                        });
+                    }
+                    mouth.say(message);
+                }
+                None
+            }
+            TargetEffect::Inquire => {
+                self.inquire();
+                None
+            }
+            TargetEffect::StartGuest => Some(self.start_guest().await),
+            TargetEffect::Drop { reason } => {
+                self.drop_copy(&reason).await;
+                None
+            }
+            TargetEffect::Finish { owned } => {
+                if let (true, Some(vm)) = (owned, self.vm.take()) {
+                    self.agent.take_in(vm, self.handover.epoch);
+                    self.agent.peers.reservations().release(&self.handover.vm);
+                }
+                self.finished = true;
+                None
+            }
+        }
+    }
+
+    /// Checks the offer, sets its memory and name aside, starts its QEMU and has it wait. Every reason against it at once.
+    async fn reserve(&mut self, offer: serde_json::Value) -> Result<bool, Vec<String>> {
+        let lanes = self
+            .incoming
+            .as_ref()
+            .map_or(0, |incoming| usize::from(incoming.wanted));
+        if !(1..=LANES_MAX).contains(&lanes) {
+            return Err(vec![format!(
+                "the source asks for {lanes} lanes; it can have 1 to {LANES_MAX}"
+            )]);
+        }
+        let offer: Offer = serde_json::from_value(offer)
+            .map_err(|error| vec![format!("this host does not understand the offer: {error}")])?;
+        let mut admission = super::offer::admit(&self.agent, &self.handover, offer).await?;
+        let started = async {
+            let definition = Box::new(admission.definition.clone());
+            let incoming = Record::Incoming {
+                migration: self.handover.migration,
+                definition,
+            };
+            self.agent
+                .journal
+                .append(incoming)
+                .await
+                .map_err(|error| error.to_string())?;
+            let vm = admission.launch(&self.agent).await?;
+            if let Err(error) = monitor::await_stream(&vm.qmp, &vm.folder.migration()).await {
+                let ended = vm.end().await;
+                return Err(format!(
+                    "the target's QEMU does not wait for a stream: {error} ({ended:?})"
+                ));
+            }
+            admission.memory = monitor::guest_memory(&vm).await;
+            Ok::<_, String>(vm)
+        };
+        match started.await {
+            Ok(vm) => {
+                self.hold(Arc::new(vm));
+                let reads_guest_memory = admission.memory.is_some();
+                self.admission = Some(admission);
+                Ok(reads_guest_memory)
+            }
+            Err(reason) => {
+                super::offer::give_back(&self.agent, &self.handover, &reason);
+                Err(vec![reason])
+            }
+        }
+    }
+
+    /// Asks the source's agent, over a connection of its own.
+    fn inquire(&self) {
+        let (agent, peer, answers) = (
+            self.agent.clone(),
+            self.target.peer().to_owned(),
+            self.answers.0.clone(),
+        );
+        let handover = self.handover.clone();
+        tokio::spawn(async move {
+            match super::peers::ask(&agent, &peer, Message::Inquire { handover }).await {
+                // Fails when the driver has ended, which is fine.
+                Ok(answer) => drop(answers.send(answer)),
+                Err(why) => tracing::warn!(why, "the source of a prepared VM can't be asked"),
+            }
+        });
+    }
+
+    async fn start_guest(&mut self) -> TargetEvent {
+        let Some(vm) = self.vm.clone() else {
+            return TargetEvent::QemuGone("the target's QEMU ended before it ran".to_owned());
+        };
+        if let Err(vmferry_qmp::Error::Refused { error, .. }) = vm.qmp.cont().await {
+            return TargetEvent::Started(Err(error.to_string()));
+        }
+        // Told: from here on the guest may have run, whatever else is heard of its QEMU.
+        self.blackout = self.blackout.or(self.stopped_at.map(|at| at.elapsed()));
+        monitor::announce(&vm.qmp).await;
+        TargetEvent::Started(Ok(()))
+    }
+
+    fn figures(&self) -> serde_json::Value {
+        let qemu_cpu = self.vm.as_ref().map(|vm| cpu_of(vm.process.pid())).unwrap_or_default();
+        let figures = TargetFigures {
+            blackout_ms: self.blackout.map(ms),
+            agent_cpu_s: cpu_of("self").saturating_sub(self.agent_cpu_at_start).as_secs_f64(),
+            qemu_cpu_s: qemu_cpu.as_secs_f64(),
+        };
+        serde_json::to_value(figures).unwrap_or_default()
+    }
+
+    async fn drop_copy(&mut self, reason: &str) {
+        tracing::info!(
+            vm = self.handover.vm,
+            reason,
+            "dropping the copy that was to be taken in"
+        );
+        if let Some(stream) = self.stream.take() {
+            stream.close();
+        }
+        if let Some(vm) = self.vm.take() {
+            if let Err(error) = vm.process.kill().await {
+                tracing::error!(vm = self.handover.vm, %error, "the dropped copy's QEMU can't be ended");
+            }
+            if let Err(error) = vm.folder.remove() {
+                tracing::warn!(vm = self.handover.vm, %error, "the dropped copy's files");
+            }
+        }
+        super::offer::give_back(&self.agent, &self.handover, reason);
+    }
+}
+
+async fn hear(control: &mut Option<Control>) -> Option<Heard> {
+    match control {
+        Some(control) => control.heard.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_lane(incoming: &mut Option<Incoming>) -> Option<DataLane> {
+    match incoming {
+        Some(incoming) => incoming.lanes.recv().await,
+        None => None,
+    }
+}
+
+async fn qemu_ends(vm: &Option<Arc<RunningVm>>) {
+    match vm {
+        Some(vm) => {
+            if let Err(error) = vm.process.ended().await {
+                tracing::error!(%error, "can't watch a QEMU");
+                std::future::pending::<()>().await;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}

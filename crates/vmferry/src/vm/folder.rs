@@ -1,0 +1,92 @@
+//! Where a VM's files are on this host.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// A VM's folder, `<state>/vms/<name>`. It says nothing about who owns the VM; the journal does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmFolder {
+    root: PathBuf,
+}
+
+impl VmFolder {
+    /// The folder of the VM `name`, whether it exists or not. `name` must come from a validated definition.
+    pub fn new(state_dir: &Path, name: &str) -> Self {
+        Self {
+            root: state_dir.join("vms").join(name),
+        }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The completed definition that its QEMU was started with, JSON.
+    pub fn definition(&self) -> PathBuf {
+        self.root.join("definition.json")
+    }
+
+    /// QEMU's process id; QEMU keeps it locked while it lives.
+    pub fn pid(&self) -> PathBuf {
+        self.root.join("qemu.pid")
+    }
+
+    /// The agent's monitor.
+    pub fn qmp(&self) -> PathBuf {
+        self.root.join("qmp.sock")
+    }
+
+    /// A second monitor for out-of-band commands, usable while the first one waits for an answer.
+    pub fn qmp_out_of_band(&self) -> PathBuf {
+        self.root.join("qmp-oob.sock")
+    }
+
+    /// The socket between this VM's QEMU and the data plane during a migration.
+    pub fn migration(&self) -> PathBuf {
+        self.root.join("migration.sock")
+    }
+
+    /// What QEMU printed since it was started.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("qemu.log")
+    }
+
+    /// Creates the folder, for its owner only: who can write to the monitor owns the VM.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create(&self) -> io::Result<()> {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.root)?;
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o700))
+    }
+
+    /// Removes what only a living QEMU needs, and leaves the definition and the log.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove_runtime_files(&self) -> io::Result<()> {
+        for path in [self.pid(), self.qmp(), self.qmp_out_of_band(), self.migration()] {
+            remove_if_there(fs::remove_file(path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the folder with all that is in it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_if_there(fs::remove_dir_all(&self.root))
+    }
+}
+
+fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

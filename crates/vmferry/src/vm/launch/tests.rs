@@ -1,0 +1,178 @@
+//! Real QEMUs, none of which boots anything.
+
+use super::*;
+use crate::vm::definition::Accel;
+use tempfile::TempDir;
+use vmferry_qmp::RunState;
+
+fn definition(more: &str) -> VmDefinition {
+    let text = format!(
+        r#"
+        name = "idle"
+        machine = "pc-q35-7.2"
+        cpu = "max"
+        vcpus = 1
+        memory = "16MiB"
+        {more}"#
+    );
+    let mut definition = VmDefinition::from_toml(&text).unwrap();
+    definition.complete(Accel::Tcg, [7; 16]);
+    definition
+}
+
+async fn launch_in(state_dir: &TempDir, definition: &VmDefinition, role: Role) -> Result<RunningVm, LaunchError> {
+    let folder = VmFolder::new(state_dir.path(), &definition.name);
+    launch(Path::new("qemu-system-x86_64"), definition.clone(), folder, role).await
+}
+
+#[tokio::test]
+async fn a_vm_starts_is_found_again_and_ends() {
+    let state_dir = tempfile::tempdir().unwrap();
+    let definition = definition("balloon = true");
+    let vm = launch_in(&state_dir, &definition, Role::Boot).await.unwrap();
+    assert_eq!(vm.qmp.query_status().await.unwrap().status, RunState::Prelaunch);
+    assert_eq!(Some(vm.qmp.query_uuid().await.unwrap()), definition.uuid);
+    vm.qmp.cont().await.unwrap();
+    let again = launch_in(&state_dir, &definition, Role::Boot).await;
+    assert!(matches!(again, Err(LaunchError::AlreadyRuns { .. })));
+
+    // An agent that went away leaves its guest running, and the next one finds it.
+    let pid = vm.process.pid();
+    drop(vm);
+    let folder = VmFolder::new(state_dir.path(), "idle");
+    let found = find_again(folder.clone()).await.unwrap().unwrap();
+    assert_eq!(found.process.pid(), pid);
+    assert_eq!(found.definition, definition);
+    assert!(found.qmp.query_status().await.unwrap().running);
+
+    found.end().await.unwrap();
+    assert!(find_again(folder.clone()).await.unwrap().is_none());
+    assert!(!folder.qmp().exists() && !folder.pid().exists() && folder.definition().exists());
+}
+
+#[tokio::test]
+async fn qemu_takes_every_kind_of_device_but_a_nic() {
+    let state_dir = tempfile::tempdir().unwrap();
+    let image = state_dir.path().join("disk,with a comma.img");
+    fs::write(&image, vec![0; 1 << 20]).unwrap();
+    for (machine, backend) in [
+        ("pc-q35-7.2", "ram"),
+        ("pc-i440fx-7.2", "memfd"),
+        ("pc-q35-7.2", "file"),
+    ] {
+        let path = if backend == "file" { "path = '/dev/shm'" } else { "" };
+        let text = format!(
+            r#"
+            name = "devices"
+            machine = "{machine}"
+            cpu = "max"
+            vcpus = 2
+            serial = {{ socket = "{folder}/serial,sock" }}
+            balloon = true
+            free_page_hint = true
+
+            [memory]
+            size = "64MiB"
+            backend = "{backend}"
+            share = true
+            {path}
+
+            [[numa]]
+            vcpus = [0]
+            memory = "32MiB"
+
+            [[numa]]
+            vcpus = [1]
+            memory = "32MiB"
+
+            [[disk]]
+            id = "root"
+            path = "{image}"
+            format = "raw"
+            cache = "writeback"
+            readonly = true
+
+            [[disk]]
+            id = "again"
+            path = "{image}"
+            format = "raw"
+            cache = "writethrough"
+            readonly = true
+            "#,
+            folder = state_dir.path().display(),
+            image = image.display(),
+        );
+        let mut definition = VmDefinition::from_toml(&text).unwrap();
+        definition.complete(Accel::Tcg, [7; 16]);
+        let vm = launch_in(&state_dir, &definition, Role::Boot).await.unwrap();
+        assert_eq!(vm.qmp.query_block().await.unwrap().len(), 2);
+        let blocks = vm.qmp.ram_blocks().await.unwrap();
+        let nodes = blocks.iter().filter(|block| block.name.starts_with("ram-node"));
+        assert_eq!(nodes.map(|block| block.used_bytes).sum::<u64>(), 64 << 20);
+        vm.end().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_incoming_vm_waits_for_a_migration() {
+    let state_dir = tempfile::tempdir().unwrap();
+    let vm = launch_in(&state_dir, &definition(""), Role::Incoming).await.unwrap();
+    assert_eq!(vm.qmp.query_status().await.unwrap().status, RunState::InMigrate);
+    vm.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_qemu_says_against_it_is_the_error() {
+    let state_dir = tempfile::tempdir().unwrap();
+    let definition = definition("[[disk]]\nid = \"root\"\npath = \"/no/such/image\"\nformat = \"raw\"");
+    let error = launch_in(&state_dir, &definition, Role::Boot)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("/no/such/image") && error.contains("No such file"),
+        "{error}"
+    );
+
+    let folder = VmFolder::new(state_dir.path(), "idle");
+    let error = launch(Path::new("/no/such/qemu"), definition, folder, Role::Boot)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("/no/such/qemu"), "{error}");
+}
+
+#[tokio::test]
+async fn a_vm_whose_bridge_is_missing_leaves_no_qemu() {
+    let state_dir = tempfile::tempdir().unwrap();
+    let definition = definition("[[nic]]\nid = \"lan\"\nbridge = \"vmf-no-bridge\"");
+    let error = launch_in(&state_dir, &definition, Role::Boot)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("vmf-no-bridge"), "{error}");
+    let folder = VmFolder::new(state_dir.path(), "idle");
+    assert!(find_again(folder).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_broken_migration_ends_an_incoming_vm_and_its_log_says_why() {
+    let state_dir = tempfile::tempdir().unwrap();
+    let vm = launch_in(&state_dir, &definition(""), Role::Incoming).await.unwrap();
+    let socket = vm.folder.migration();
+    vm.qmp
+        .migrate_incoming(&format!("unix:{}", socket.display()))
+        .await
+        .unwrap();
+    let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"not a migration stream")
+        .await
+        .unwrap();
+    drop(stream);
+    vm.process.ended().await.unwrap();
+    assert!(
+        vm.last_words().contains("load of migration failed"),
+        "{}",
+        vm.last_words()
+    );
+}

@@ -1,0 +1,260 @@
+//! A `vmferry agent` on one of the lab's hosts, and vmferry's command line against it.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::net::{Host, Lab};
+
+/// The port that agents listen on for each other.
+pub const PORT: u16 = 7464;
+const READY_MAX: Duration = Duration::from_secs(20);
+
+/// Builds vmferry as its users do (release) or quickly (debug) and returns its path.
+///
+/// # Errors
+/// When it does not compile.
+pub fn built_vmferry(release: bool) -> Result<PathBuf> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut build = Command::new(cargo);
+    build
+        .args(["build", "-p", "vmferry", "--bin", "vmferry"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if release {
+        build.arg("--release");
+    }
+    let messages = crate::command::run(&mut build).context("compiling vmferry")?;
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "vmferry")
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+        .context("cargo named no executable of vmferry")
+}
+
+/// An agent on a host. Killed when dropped; its guests go with the [`Lab`].
+pub struct Agent<'lab> {
+    lab: &'lab Lab,
+    host: Host,
+    vmferry: PathBuf,
+    command_line: PathBuf,
+    folder: PathBuf,
+    options: Vec<String>,
+    process: Option<Child>,
+}
+
+impl<'lab> Agent<'lab> {
+    /// Starts an agent on `host` and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not; what it said is in the error.
+    pub fn start(lab: &'lab Lab, host: Host, vmferry: &Path) -> Result<Self> {
+        Self::start_with(lab, host, vmferry, &[])
+    }
+
+    /// Starts an agent on `host` with further `options` and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not; what it said is in the error.
+    pub fn start_with(lab: &'lab Lab, host: Host, vmferry: &Path, options: &[&str]) -> Result<Self> {
+        let folder = lab.folder().join(host.name());
+        fs::create_dir_all(&folder)?;
+        let mut agent = Self {
+            lab,
+            host,
+            vmferry: vmferry.to_owned(),
+            command_line: vmferry.to_owned(),
+            folder,
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            process: None,
+        };
+        agent.restart()?;
+        Ok(agent)
+    }
+
+    /// Starts the agent again on the same folder, ending it first if it runs.
+    ///
+    /// # Errors
+    /// When it does not serve; what it said is in the error.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        let log = OpenOptions::new().create(true).append(true).open(self.log())?;
+        let mut process = self
+            .lab
+            .command(self.host, &self.vmferry)
+            .arg("agent")
+            .args(["--listen", &format!("{}:{PORT}", self.host.address())])
+            .args(["--name", self.host.name()])
+            .arg("--state-dir")
+            .arg(&self.folder)
+            .arg("--socket")
+            .arg(self.socket())
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .context("starting the agent")?;
+        let ready = await_ready_line(&mut process);
+        self.process = Some(process);
+        if let Err(error) = ready {
+            self.kill()?;
+            let said = fs::read_to_string(self.log()).unwrap_or_default();
+            return Err(error.context(format!("the agent on {} said:\n{said}", self.host.name())));
+        }
+        Ok(())
+    }
+
+    /// Ends the agent the way its administrator does (SIGTERM) and waits for its end.
+    ///
+    /// # Errors
+    /// When it ends with an error.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else {
+            return Ok(());
+        };
+        // Fails only for a process that ended already.
+        let _ = kill_process(Pid::from_child(&process), Signal::TERM);
+        let status = process.wait()?;
+        ensure!(status.success(), "the agent ended: {status}");
+        Ok(())
+    }
+
+    /// Ends the agent as a crash does (SIGKILL).
+    ///
+    /// # Errors
+    /// When the process cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            // Fails only for a process that ended already.
+            let _ = process.kill();
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Has [`Agent::command`] use this program from now on, where the agent itself was started through another.
+    pub fn set_command_line(&mut self, vmferry: &Path) {
+        self.command_line = vmferry.to_owned();
+    }
+
+    /// The agent's process while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// The host it is on.
+    #[must_use]
+    pub fn host(&self) -> Host {
+        self.host
+    }
+
+    /// The socket of its local API.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("agent.sock")
+    }
+
+    /// Its state folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where its log goes.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("agent.log")
+    }
+
+    /// vmferry's command line against this agent, to be run as the caller likes.
+    #[must_use]
+    pub fn command(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        let mut command = self.lab.command(self.host, &self.command_line);
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        command
+    }
+
+    /// Runs vmferry's command line with `--json` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be run, or prints something that is not JSON.
+    pub fn cli(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Answer> {
+        let output = self
+            .command(arguments)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .output()
+            .context("running vmferry")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let values = serde_json::Deserializer::from_str(&text)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("vmferry printed {text:?}"))?;
+        Ok(Answer {
+            code: output.status.code(),
+            values,
+            said: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// What a command line ended with.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The JSON values on its standard output.
+    pub values: Vec<Value>,
+    /// Its standard error.
+    pub said: String,
+}
+
+impl Answer {
+    /// The last value, if the command succeeded.
+    ///
+    /// # Errors
+    /// When it failed, with what it said.
+    pub fn success(self) -> Result<Value> {
+        if self.code != Some(0) {
+            bail!("vmferry ended with {:?}: {}", self.code, self.said);
+        }
+        Ok(self.values.into_iter().next_back().unwrap_or(Value::Null))
+    }
+}
+
+/// The agent prints one line when it serves. Its output is read on, so that it never blocks.
+fn await_ready_line(process: &mut Child) -> Result<()> {
+    let output = process.stdout.take().context("no output of the agent")?;
+    let (serves, wait) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if line.contains("listening on") {
+                // Nobody waits any more for a second such line.
+                let _ = serves.send(());
+            }
+        }
+    });
+    match wait.recv_timeout(READY_MAX) {
+        Ok(()) => Ok(()),
+        Err(mpsc::RecvTimeoutError::Disconnected) => bail!("it ended before it served"),
+        Err(mpsc::RecvTimeoutError::Timeout) => bail!("it did not serve within {READY_MAX:?}"),
+    }
+}

@@ -1,0 +1,108 @@
+//! A guest moves, and neither it nor its client notices more than a pause.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use vmferry_e2e::guest::Ticks;
+use vmferry_e2e::migration::{Migration, ensure_moved_and_verified};
+use vmferry_e2e::net::{Host, Lab};
+use vmferry_e2e::scenario::{Scenario, address, ensure_alive, small_guest};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn every_coder_moves_a_guest_whose_client_keeps_talking() -> Result<()> {
+    let lab = Lab::new()?;
+    let scenario = Scenario::set_up(&lab)?;
+    let mut guest = scenario.run(Host::A, "web", &small_guest(0, Vec::new())?)?;
+    for content in ["text", "random", "heap"] {
+        guest.ask(&format!("fill {content} {}", 12 * MIB))?;
+    }
+    guest.ask(&format!("dirty counter {} {}", 8 * MIB, 4 * MIB))?;
+    let (mut from, mut to) = (Host::A, Host::B);
+    for codec in [
+        &["--codec", "zstd", "--level", "3"][..],
+        &["--codec", "lz4"],
+        &["--codec", "lz78", "--lanes", "1"],
+    ] {
+        let ticks = Ticks::start(&lab, Host::Client, &mut guest, Duration::from_millis(2))?;
+        let talk = guest.converse();
+        let report = scenario.moves("web", from, to, codec)?;
+        let (silence, talked);
+        (guest, talked) = talk.finish()?;
+        silence = ticks.finish()?;
+        println!("{codec:?}: {silence:?} {talked:?}");
+        assert!(talked.answers > 0 && silence.received > 0);
+
+        let pages = |encoding: &str| -> u64 {
+            let rounds = report["rounds"].as_array().into_iter().flatten();
+            rounds
+                .filter_map(|round| round["by_encoding"][encoding]["pages"].as_u64())
+                .sum()
+        };
+        assert!(pages("zero") > 0 && pages("lz") > 24 * MIB / 4096, "{report:#}");
+        assert!(
+            pages("raw") >= 12 * MIB / 4096 * 9 / 10,
+            "random pages go as they are: {report:#}"
+        );
+        assert!(
+            report["wire_bytes"].as_u64() < report["stream_bytes"].as_u64(),
+            "{report:#}"
+        );
+
+        match to {
+            Host::A => scenario.settles(&["web"], &[])?,
+            _ => scenario.settles(&[], &["web"])?,
+        }
+        ensure_alive(&mut guest)?;
+        (from, to) = (to, from);
+    }
+    Ok(())
+}
+
+#[test]
+fn two_guests_pass_each_other() -> Result<()> {
+    let lab = Lab::new()?;
+    let scenario = Scenario::set_up(&lab)?;
+    let mut east = scenario.run(Host::A, "east", &small_guest(0, Vec::new())?)?;
+    let mut west = scenario.run(Host::B, "west", &small_guest(1, Vec::new())?)?;
+    for guest in [&mut east, &mut west] {
+        guest.ask(&format!("fill random {}", 16 * MIB))?;
+    }
+    let slowly = ["--verify", "--bandwidth", "8MB/s"];
+    let mut eastward = Migration::begin(&scenario.a, "east", &address(Host::B), &slowly)?;
+    let mut westward = Migration::begin(&scenario.b, "west", &address(Host::A), &slowly)?;
+    // Both are under way at the same time.
+    eastward.until_precopy()?;
+    westward.until_precopy()?;
+    ensure_moved_and_verified(&eastward.report()?)?;
+    ensure_moved_and_verified(&westward.report()?)?;
+    scenario.settles(&["west"], &["east"])?;
+    ensure_alive(&mut east)?;
+    ensure_alive(&mut west)
+}
+
+#[test]
+fn a_guest_under_migration_cannot_be_migrated_a_second_time() -> Result<()> {
+    let lab = Lab::new()?;
+    let scenario = Scenario::set_up(&lab)?;
+    let mut guest = scenario.run(Host::A, "web", &small_guest(0, Vec::new())?)?;
+    guest.ask(&format!("fill random {}", 16 * MIB))?;
+    let mut migration = Migration::begin(
+        &scenario.a,
+        "web",
+        &address(Host::B),
+        &["--verify", "--bandwidth", "8MB/s"],
+    )?;
+    migration.until_precopy()?;
+
+    let second = scenario.a.cli(["migrate", "web", "--to", &address(Host::B)])?;
+    assert_eq!(second.code, Some(8), "{}", second.said);
+    assert!(second.said.contains("migrat"), "{}", second.said);
+    let backwards = scenario.b.cli(["migrate", "web", "--to", &address(Host::A)])?;
+    assert_eq!(backwards.code, Some(8), "{}", backwards.said);
+
+    ensure_moved_and_verified(&migration.report()?)?;
+    scenario.settles(&[], &["web"])?;
+    ensure_alive(&mut guest)
+}

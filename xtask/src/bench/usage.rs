@@ -1,0 +1,131 @@
+//! Processor time and memory of everything that runs on the two hosts, whoever started it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use vmferry_e2e::net::{Host, Lab};
+use vmferry_e2e::usage::Cpu;
+
+/// A process that ends takes the figures since the last sample with it; a sample takes about 1 ms.
+const INTERVAL: Duration = Duration::from_millis(40);
+
+/// What all processes on both hosts used meanwhile.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// Processor time without QEMU's vCPU threads: those are the guest's own work.
+    pub(crate) cpu: Duration,
+    /// The largest sum of resident memory, both copies of the guest included, bytes.
+    pub(crate) memory_bytes: u64,
+    /// The same of vmferry's processes alone, bytes.
+    pub(crate) vmferry_memory_bytes: u64,
+}
+
+/// Watches the two hosts until told to finish.
+pub(crate) struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Usage>,
+}
+
+impl Watch {
+    /// Begins: what was used before does not count.
+    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+        let mut hosts = Vec::new();
+        for host in [Host::A, Host::B] {
+            let namespace = Path::new("/run/netns").join(lab.namespace(host));
+            let metadata = fs::metadata(&namespace).with_context(|| format!("reading {}", namespace.display()))?;
+            hosts.push(format!("net:[{}]", metadata.ino()));
+        }
+        let mut tally = Tally::default();
+        tally.sample(&hosts);
+        // What ran already has used nothing yet.
+        for process in tally.processes.values_mut() {
+            process.before = process.now;
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                thread::park_timeout(INTERVAL);
+                tally.sample(&hosts);
+            }
+            tally.usage()
+        });
+        Ok(Self { stop, thread })
+    }
+
+    /// Takes the last sample and adds up.
+    pub(crate) fn finish(self) -> Result<Usage> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        self.thread.join().map_err(|_| anyhow!("the watch panicked"))
+    }
+}
+
+/// Processor time of one process.
+#[derive(Clone, Copy, Default)]
+struct Process {
+    before: Duration,
+    now: Duration,
+}
+
+#[derive(Default)]
+struct Tally {
+    processes: HashMap<u32, Process>,
+    memory_bytes_max: u64,
+    vmferry_memory_bytes_max: u64,
+}
+
+impl Tally {
+    /// Processes may end at any moment of this: they are then left out.
+    fn sample(&mut self, hosts: &[String]) {
+        let (mut memory, mut of_vmferry) = (0, 0);
+        let Ok(listed) = fs::read_dir("/proc") else { return };
+        for entry in listed.filter_map(Result::ok) {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            let folder = entry.path();
+            let on_a_host =
+                fs::read_link(folder.join("ns/net")).is_ok_and(|link| hosts.iter().any(|host| link == Path::new(host)));
+            if !on_a_host {
+                continue;
+            }
+            if let Ok(cpu) = Cpu::of(pid) {
+                self.processes.entry(pid).or_default().now = cpu.host();
+            }
+            let resident = resident_bytes(&folder).unwrap_or(0);
+            memory += resident;
+            if fs::read_to_string(folder.join("comm")).is_ok_and(|name| name.trim_end() == "vmferry") {
+                of_vmferry += resident;
+            }
+        }
+        self.memory_bytes_max = self.memory_bytes_max.max(memory);
+        self.vmferry_memory_bytes_max = self.vmferry_memory_bytes_max.max(of_vmferry);
+    }
+
+    fn usage(&self) -> Usage {
+        Usage {
+            cpu: self
+                .processes
+                .values()
+                .map(|process| process.now.saturating_sub(process.before))
+                .sum(),
+            memory_bytes: self.memory_bytes_max,
+            vmferry_memory_bytes: self.vmferry_memory_bytes_max,
+        }
+    }
+}
+
+/// The second field of `statm`, in pages.
+fn resident_bytes(process: &Path) -> Option<u64> {
+    let text = fs::read_to_string(process.join("statm")).ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}

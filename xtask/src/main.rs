@@ -1,0 +1,35 @@
+//! Developer commands: `cargo xtask help` lists them.
+
+mod bench;
+mod demo;
+mod redis;
+mod screen;
+mod setup;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Developer commands of vmferry")]
+struct Xtask {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the demo, the tests and the benchmark need, and build the guests' images.
+    Setup,
+    /// Move a real guest between two hosts while a client uses it.
+    Demo,
+    /// Measure vmferry beside QEMU's own migrations: results.json, RESULTS.md, results.svg.
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> Result<()> {
+    match Xtask::parse().command {
+        Command::Setup => setup::run(),
+        Command::Demo => demo::run(),
+        Command::Bench(args) => bench::run(&args),
+    }
+}
