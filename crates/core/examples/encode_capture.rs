@@ -180,6 +180,9 @@ fn ferry(stream: &[u8], settings: &CodecSettings) -> Result<Run, Box<dyn Error>>
         })?;
         buffer = batch.into_buffer();
 
+        if let Some(spent) = assembler.spent() {
+            decoders[lane].recycle(spent);
+        }
         let decoded = timed(&mut run.decode, || decoders[lane].decode(&payload))?;
         let mut read = |block, offset, to: &mut [u8]| memory.read(block, offset, to);
         let built = timed(&mut run.build, || assembler.apply(decoded, &mut read))?;
@@ -224,9 +227,9 @@ fn multifd_zstd(stream: &[u8]) -> Result<Baseline, Box<dyn Error>> {
     for (index, packet) in pages(stream).chunks(PACKET_BYTES).enumerate() {
         let (encoder, decoder) = &mut channels[index % LANES];
         coded.clear();
-        back.clear();
+        back.resize(packet.len(), 0);
         timed(&mut baseline.encode, || encoder.encode(&[packet], &mut coded))?;
-        timed(&mut baseline.decode, || decoder.decode(&coded, packet.len(), &mut back))?;
+        timed(&mut baseline.decode, || decoder.decode(&coded, &mut [&mut back[..]]))?;
         baseline.wire_bytes += (HEADER_BYTES + coded.len()) as u64;
     }
     Ok(baseline)

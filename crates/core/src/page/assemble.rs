@@ -148,8 +148,7 @@ impl Assembler {
         pages: &[Content],
         read: &mut ReadMemory<'_>,
     ) -> Result<Vec<Fingerprint>, AssembleError> {
-        let mut pages = pages.iter();
-        let mut fingerprints = Vec::with_capacity(pages.len());
+        let mut sources = pages.iter();
         for index in 0..batch.ops.len() {
             match &batch.ops[index] {
                 Op::Bytes(_) => {}
@@ -159,20 +158,24 @@ impl Assembler {
                 Op::Page { at, start, .. } => {
                     let (at, start) = (*at, *start);
                     self.touch(at.block, at.offset, 1, batch.page_bytes)?;
-                    fingerprints.push(match pages.next() {
-                        Some(Content::Here(fingerprint)) => *fingerprint,
-                        Some(Content::At(block, offset)) => {
-                            self.copy(batch, start, *block, *offset, read)?;
-                            self.key.page(batch.page(start))
-                        }
-                        // The decoder makes one for each page.
-                        None => Fingerprint::default(),
-                    });
+                    if let Some(Content::At(block, offset)) = sources.next() {
+                        self.copy(batch, start, *block, *offset, read)?;
+                    }
                     self.ring.note(at.block, at.offset, At { seq: batch.seq, start });
                 }
             }
         }
-        Ok(fingerprints)
+        let filled: Vec<&[u8]> = batch
+            .pages()
+            .zip(pages)
+            .filter_map(|(content, page)| matches!(page, Content::At(..)).then_some(content))
+            .collect();
+        let mut filled = self.key.contents(&filled).into_iter();
+        let fingerprint = |page: &Content| match page {
+            Content::Here(fingerprint) => Some(*fingerprint),
+            Content::At(..) => filled.next(),
+        };
+        Ok(pages.iter().filter_map(fingerprint).collect())
     }
 
     /// Fills the hole at `start` with what the target holds at that offset of the block.

@@ -77,9 +77,12 @@ impl Batch {
         &self.stream[start..start + self.page_bytes]
     }
 
-    /// PAGE records in the batch.
-    pub fn page_count(&self) -> usize {
-        self.ops.iter().filter(|op| matches!(op, Op::Page { .. })).count()
+    /// The contents of the pages, in order: one per [`Op::Page`].
+    pub fn pages(&self) -> impl Iterator<Item = &[u8]> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Page { start, .. } => Some(self.page(*start)),
+            _ => None,
+        })
     }
 
     /// The buffer, for [`BatchBuilder::cut`](super::BatchBuilder::cut) to fill again.

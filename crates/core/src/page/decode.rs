@@ -14,13 +14,13 @@ use crate::{
     limits::{BATCH_PLAIN_BYTES_MAX, BLOCKS_MAX, GUEST_BYTES_MAX, PAGE_BYTES_MAX, PAGE_BYTES_MIN},
     qemu::{Block, BlockId, BlockName, PageAt, RecordKind, record_header},
 };
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 /// Decodes one lane's payloads, in their order.
 pub struct Decoder {
     key: FingerprintKey,
     lz: Box<dyn Decode>,
-    plain: Vec<u8>,
     /// For the next batch's stream.
     buffer: Vec<u8>,
 }
@@ -77,7 +77,6 @@ impl Decoder {
         Ok(Self {
             key,
             lz: settings.decoder()?,
-            plain: Vec::new(),
             buffer: Vec::new(),
         })
     }
@@ -104,50 +103,107 @@ impl Decoder {
         else {
             return Err(cut_short);
         };
-        self.plain.clear();
-        if header.plain_bytes > 0 {
-            self.lz.decode(lz, header.plain_bytes, &mut self.plain)?;
-        } else if !lz.is_empty() {
+        if header.plain_bytes == 0 && !lz.is_empty() {
             return Err(DecodeError::Malformed("LZ section without content"));
         }
-        // What most batches stand for: the content, and a record of 8 bytes for each page of it.
-        let content_bytes = (self.plain.len() + reader.len()).min(BATCH_PLAIN_BYTES_MAX);
-        let expected_bytes = content_bytes + content_bytes / 256;
         let mut build = Build {
-            key: &self.key,
             page_bytes,
-            plain: Reader::new(&self.plain),
+            plain_left: header.plain_bytes,
             raw: reader,
             next: None,
-            stream: emptied(std::mem::take(&mut self.buffer), expected_bytes),
+            stream: Canvas::on(std::mem::take(&mut self.buffer)),
+            plain: Vec::new(),
             ops: Vec::new(),
             pages: Vec::new(),
+            record: Vec::new(),
         };
         build.operations(Reader::new(operations))?;
-        if !build.plain.is_empty() || !build.raw.is_empty() {
+        if build.plain_left > 0 || !build.raw.is_empty() {
             return Err(DecodeError::Malformed("content that no operation uses"));
+        }
+        let mut stream = build.stream.into_bytes();
+        if !build.plain.is_empty() {
+            self.lz.decode(lz, &mut parts(&mut stream, &build.plain))?;
         }
         let batch = Batch {
             seq: header.seq,
             round: header.round,
-            stream: build.stream,
+            stream,
             ops: build.ops,
             page_bytes,
             postcopy: false,
         };
+        let mut pages = build.pages;
+        self.fingerprint(&batch, &mut pages);
         Ok(Decoded {
             batch,
             after: header.after,
-            pages: build.pages,
+            pages,
         })
+    }
+
+    /// Fingerprints the pages that are here.
+    fn fingerprint(&self, batch: &Batch, pages: &mut [Content]) {
+        let contents: Vec<&[u8]> = batch
+            .pages()
+            .zip(pages.iter())
+            .filter_map(|(content, page)| matches!(page, Content::Here(_)).then_some(content))
+            .collect();
+        let here = pages.iter_mut().filter_map(|page| match page {
+            Content::Here(fingerprint) => Some(fingerprint),
+            Content::At(..) => None,
+        });
+        for (page, fingerprint) in here.zip(self.key.contents(&contents)) {
+            *page = fingerprint;
+        }
     }
 }
 
-/// An empty buffer with room for so many bytes.
-fn emptied(mut buffer: Vec<u8>, bytes: usize) -> Vec<u8> {
-    buffer.clear();
-    buffer.reserve(bytes);
-    buffer
+/// The parts of `whole` in these ranges, which are in order.
+fn parts<'a>(whole: &'a mut [u8], ranges: &[Range<usize>]) -> Vec<&'a mut [u8]> {
+    let mut parts = Vec::with_capacity(ranges.len());
+    let (mut rest, mut passed) = (whole, 0);
+    for range in ranges {
+        let (_, from) = rest.split_at_mut(range.start - passed);
+        let (part, behind) = from.split_at_mut(range.len());
+        parts.push(part);
+        (rest, passed) = (behind, range.end);
+    }
+    parts
+}
+
+/// A buffer that is written from front to back, some parts of it later. What it held before is not cleared, so every part
+/// that is left out has to be filled before anybody reads it.
+struct Canvas {
+    bytes: Vec<u8>,
+    end: usize,
+}
+
+impl Canvas {
+    /// Writes over what `bytes` holds.
+    fn on(bytes: Vec<u8>) -> Self {
+        Self { bytes, end: 0 }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let range = self.leave_out(bytes.len());
+        self.bytes[range].copy_from_slice(bytes);
+    }
+
+    /// Leaves out so many bytes, for later.
+    fn leave_out(&mut self, length: usize) -> Range<usize> {
+        let start = self.end;
+        self.end += length;
+        if self.bytes.len() < self.end {
+            self.bytes.resize(self.end, 0);
+        }
+        start..self.end
+    }
+
+    fn into_bytes(mut self) -> Vec<u8> {
+        self.bytes.truncate(self.end);
+        self.bytes
+    }
 }
 
 /// The fixed part in front.
@@ -181,17 +237,22 @@ impl Header {
 /// What `record_header` is given for a record without a name, which it then leaves out.
 static NO_NAME: LazyLock<BlockName> = LazyLock::new(|| BlockName::new(b"-").expect("one byte of ASCII is a name"));
 
-/// Builds a batch's stream bytes from its operations.
+/// Lays a batch's stream bytes out from its operations.
 struct Build<'a> {
-    key: &'a FingerprintKey,
     page_bytes: usize,
-    plain: Reader<'a>,
+    /// Bytes of the LZ section that no operation has used so far.
+    plain_left: usize,
     raw: Reader<'a>,
     /// The page behind the last operation that had an address.
     next: Option<(BlockId, u64)>,
-    stream: Vec<u8>,
+    stream: Canvas,
+    /// Where in the stream the LZ section's bytes belong, in order.
+    plain: Vec<Range<usize>>,
     ops: Vec<Op>,
+    /// Fingerprints are still to be computed.
     pages: Vec<Content>,
+    /// The record header that is being written.
+    record: Vec<u8>,
 }
 
 /// The address part of an operation on pages.
@@ -260,18 +321,31 @@ impl Build<'_> {
     }
 
     /// A length, and that many bytes of the LZ section into the stream.
-    fn verbatim(&mut self, from: &mut Reader<'_>) -> Result<std::ops::Range<usize>, DecodeError> {
+    fn verbatim(&mut self, from: &mut Reader<'_>) -> Result<Range<usize>, DecodeError> {
         let length = from
             .varint()
             .filter(|length| *length > 0)
             .and_then(|length| usize::try_from(length).ok());
-        let bytes = length
-            .and_then(|length| self.plain.bytes(length))
-            .ok_or(DecodeError::Malformed("bytes"))?;
-        let start = self.stream.len();
-        self.stream.extend_from_slice(bytes);
-        self.check_size()?;
-        Ok(start..self.stream.len())
+        length
+            .and_then(|length| self.lz_bytes(length))
+            .ok_or(DecodeError::Malformed("bytes"))
+    }
+
+    /// Room in the stream for the LZ section's next bytes; `None` if it has fewer left.
+    fn lz_bytes(&mut self, length: usize) -> Option<Range<usize>> {
+        self.plain_left = self.plain_left.checked_sub(length)?;
+        let range = self.stream.leave_out(length);
+        self.plain.push(range.clone());
+        Some(range)
+    }
+
+    /// Writes a record up to its content; returns where it begins.
+    fn record(&mut self, kind: RecordKind, at: &PageAt, name: &BlockName) -> usize {
+        let start = self.stream.end;
+        self.record.clear();
+        record_header(kind, at, name, &mut self.record);
+        self.stream.write(&self.record);
+        start
     }
 
     fn run(&mut self, from: &mut Reader<'_>, kind: Kind, flags: u8) -> Result<(), DecodeError> {
@@ -292,7 +366,7 @@ impl Build<'_> {
             _ => None,
         };
         if kind == Kind::Zero {
-            let record = self.stream.len();
+            let record = self.stream.end;
             self.ops.push(Op::Zero { at, record, pages });
         }
         for page in 0..pages {
@@ -304,7 +378,7 @@ impl Build<'_> {
             };
             let name = name.as_ref().unwrap_or(&NO_NAME);
             if kind == Kind::Zero {
-                record_header(RecordKind::Zero, &at, name, &mut self.stream);
+                self.record(RecordKind::Zero, &at, name);
                 self.check_size()?;
             } else {
                 self.page(kind, at, name, source.map(|(block, offset)| (block, offset + ahead)))?;
@@ -320,23 +394,19 @@ impl Build<'_> {
         name: &BlockName,
         source: Option<(BlockId, u64)>,
     ) -> Result<(), DecodeError> {
-        let record = self.stream.len();
-        record_header(RecordKind::Page, &at, name, &mut self.stream);
-        let start = self.stream.len();
+        let record = self.record(RecordKind::Page, &at, name);
+        let start = self.stream.end;
+        let few = DecodeError::Malformed("fewer pages than said");
         if let Some((block, offset)) = source {
             self.pages.push(Content::At(block, offset));
-            self.stream.resize(start + self.page_bytes, 0);
+            self.stream.leave_out(self.page_bytes);
         } else {
-            let section = if kind == Kind::Raw {
-                &mut self.raw
+            if kind == Kind::Raw {
+                self.stream.write(self.raw.bytes(self.page_bytes).ok_or(few)?);
             } else {
-                &mut self.plain
-            };
-            let content = section
-                .bytes(self.page_bytes)
-                .ok_or(DecodeError::Malformed("fewer pages than said"))?;
-            self.pages.push(Content::Here(self.key.page(content)));
-            self.stream.extend_from_slice(content);
+                self.lz_bytes(self.page_bytes).ok_or(few)?;
+            }
+            self.pages.push(Content::Here(Fingerprint::default()));
         }
         self.ops.push(Op::Page { at, record, start });
         self.check_size()
@@ -388,7 +458,7 @@ impl Build<'_> {
     }
 
     fn check_size(&self) -> Result<(), DecodeError> {
-        if self.stream.len() > BATCH_PLAIN_BYTES_MAX {
+        if self.stream.end > BATCH_PLAIN_BYTES_MAX {
             return Err(DecodeError::TooLarge);
         }
         Ok(())

@@ -55,7 +55,7 @@ impl FingerprintKey {
             }
         }
         hasher.update(&batch.stream()[hashed..]);
-        BatchDigest(truncated(&hasher.finalize()))
+        BatchDigest(truncated(hasher.finalize().as_bytes()))
     }
 }
 
@@ -83,7 +83,7 @@ impl RunningDigest {
             .update(&digest.0);
         self.current = StreamDigest {
             bytes,
-            hash: truncated(&hasher.finalize()),
+            hash: truncated(hasher.finalize().as_bytes()),
         };
         self.current
     }

@@ -4,7 +4,7 @@
 //! and have one replaced by the other. A 128-bit BLAKE3 under a key that the source draws for each session leaves it
 //! nothing to prepare.
 
-use super::batch::{Batch, Op};
+use super::{batch::Batch, hash_pages::hash_pages};
 
 /// A session's key, drawn at random by the source and told to the target under the session's protection.
 #[derive(Clone)]
@@ -20,20 +20,17 @@ impl FingerprintKey {
         Self(key)
     }
 
-    /// The fingerprint of one page's content.
-    pub fn page(&self, content: &[u8]) -> Fingerprint {
-        Fingerprint(truncated(&blake3::keyed_hash(&self.0, content)))
+    /// The fingerprints of pages with these contents.
+    pub(super) fn contents(&self, contents: &[&[u8]]) -> Vec<Fingerprint> {
+        hash_pages(&self.0, contents)
+            .iter()
+            .map(|hash| Fingerprint(truncated(hash)))
+            .collect()
     }
 
     /// The fingerprints of a batch's pages, in order: one per [`Op::Page`].
     pub fn pages(&self, batch: &Batch) -> Vec<Fingerprint> {
-        let mut fingerprints = Vec::with_capacity(batch.page_count());
-        for op in batch.ops() {
-            if let Op::Page { start, .. } = *op {
-                fingerprints.push(self.page(batch.page(start)));
-            }
-        }
-        fingerprints
+        self.contents(&batch.pages().collect::<Vec<_>>())
     }
 
     /// A key for another purpose, so that no two uses of the session's key can be played against each other.
@@ -49,8 +46,6 @@ impl std::fmt::Debug for FingerprintKey {
 }
 
 /// The first half of a hash.
-pub(super) fn truncated(hash: &blake3::Hash) -> [u8; 16] {
-    let mut half = [0; 16];
-    half.copy_from_slice(&hash.as_bytes()[..16]);
-    half
+pub(super) fn truncated(hash: &[u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|index| hash[index])
 }

@@ -213,7 +213,7 @@ mod tests {
 
     fn content(id: u64) -> Fingerprint {
         let hash = blake3::hash(&id.to_be_bytes());
-        Fingerprint(crate::page::fingerprint::truncated(&hash))
+        Fingerprint(crate::page::fingerprint::truncated(hash.as_bytes()))
     }
 
     fn copy(page: u64) -> Class {

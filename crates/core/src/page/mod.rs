@@ -6,6 +6,7 @@
 //! | [`batch`] | a stretch of QEMU's stream, split into operations that refer to its bytes |
 //! | [`builder`] | cuts the stream into batches in the very buffers it was read into |
 //! | [`fingerprint`] | when two pages count as equal |
+//! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
 //! | `entropy` | which pages are not worth an LZ coder's time |
@@ -34,6 +35,7 @@ pub mod digest;
 pub mod encode;
 mod entropy;
 pub mod fingerprint;
+mod hash_pages;
 pub mod known;
 pub mod lz;
 pub mod page_set;

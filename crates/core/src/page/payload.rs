@@ -104,10 +104,6 @@ impl<'a> Reader<'a> {
         Self { input }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.input.len()
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.input.is_empty()
     }

@@ -2,14 +2,18 @@
 //!
 //! One byte first: [`STORED`] or [`BLOCK`].
 
-use super::{Decode, Encode, LzError};
+use super::{Decode, Encode, LzError, scatter};
 use lz4_flex::block::{compress_into, decompress_into, get_maximum_output_size};
 
 const STORED: u8 = 0;
 const BLOCK: u8 = 1;
 
-/// Both sides, for neither keeps anything from batch to batch.
-pub(super) struct Lz4;
+/// Both sides: neither keeps anything from batch to batch but the memory it worked in.
+#[derive(Default)]
+pub(super) struct Lz4 {
+    /// Matches look back over the whole block, so it is decoded in one piece.
+    block: Vec<u8>,
+}
 
 impl Encode for Lz4 {
     fn encode(&mut self, plain: &[&[u8]], out: &mut Vec<u8>) -> Result<(), LzError> {
@@ -30,22 +34,20 @@ impl Encode for Lz4 {
 }
 
 impl Decode for Lz4 {
-    fn decode(&mut self, input: &[u8], plain_bytes: usize, out: &mut Vec<u8>) -> Result<(), LzError> {
+    fn decode(&mut self, input: &[u8], plain: &mut [&mut [u8]]) -> Result<(), LzError> {
         let malformed = LzError::Malformed("lz4");
+        let plain_bytes = plain.iter().map(|piece| piece.len()).sum();
         match input.split_first() {
-            Some((&STORED, stored)) if stored.len() == plain_bytes => {
-                out.extend_from_slice(stored);
-                Ok(())
-            }
+            Some((&STORED, stored)) if stored.len() == plain_bytes => scatter(stored, plain),
             Some((&BLOCK, block)) => {
-                let start = out.len();
-                out.resize(start + plain_bytes, 0);
-                match decompress_into(block, &mut out[start..]) {
-                    Ok(length) if length == plain_bytes => Ok(()),
-                    _ => Err(malformed),
+                self.block.resize(plain_bytes, 0);
+                match decompress_into(block, &mut self.block) {
+                    Ok(length) if length == plain_bytes => scatter(&self.block, plain),
+                    _ => return Err(malformed),
                 }
             }
-            _ => Err(malformed),
+            _ => return Err(malformed),
         }
+        Ok(())
     }
 }

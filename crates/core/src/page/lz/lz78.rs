@@ -11,7 +11,7 @@
 //! u8 CODED:  (number, byte)... as bits, low bits first, padded with zeros to a whole byte
 //! ```
 
-use super::{Decode, Encode, LzError};
+use super::{Decode, Encode, LzError, scatter};
 
 const STORED: u8 = 0;
 const CODED: u8 = 1;
@@ -173,18 +173,23 @@ impl Decoder {
 }
 
 impl Decode for Decoder {
-    fn decode(&mut self, input: &[u8], plain_bytes: usize, out: &mut Vec<u8>) -> Result<(), LzError> {
+    fn decode(&mut self, input: &[u8], plain: &mut [&mut [u8]]) -> Result<(), LzError> {
+        let malformed = LzError::Malformed("lz78");
+        let plain_bytes = plain.iter().map(|piece| piece.len()).sum();
         match input.split_first() {
             Some((&STORED, stored)) if stored.len() == plain_bytes => {
                 self.strings.truncate(1);
-                out.extend_from_slice(stored);
-                Ok(())
+                scatter(stored, plain);
             }
-            Some((&CODED, coded)) => self
-                .decode_coded(coded, plain_bytes, out)
-                .ok_or(LzError::Malformed("lz78")),
-            _ => Err(LzError::Malformed("lz78")),
+            Some((&CODED, coded)) => {
+                // A string may lie across pieces.
+                let mut joined = Vec::with_capacity(plain_bytes);
+                self.decode_coded(coded, plain_bytes, &mut joined).ok_or(malformed)?;
+                scatter(&joined, plain);
+            }
+            _ => return Err(malformed),
         }
+        Ok(())
     }
 }
 

@@ -105,9 +105,19 @@ pub trait Encode: Send {
 
 /// The receiver's side of a coder.
 pub trait Decode: Send {
-    /// Appends exactly `plain_bytes` to `out`, or fails. `input` is what one call of [`Encode::encode`] wrote, and the
-    /// calls come in the same order.
-    fn decode(&mut self, input: &[u8], plain_bytes: usize, out: &mut Vec<u8>) -> Result<(), LzError>;
+    /// Fills the pieces of `plain`, one after another, or fails if `input` stands for more or for fewer bytes. `input` is
+    /// what one call of [`Encode::encode`] wrote, and the calls come in the same order. The pieces are where the bytes
+    /// belong in the end, so that nothing is copied once more.
+    fn decode(&mut self, input: &[u8], plain: &mut [&mut [u8]]) -> Result<(), LzError>;
+}
+
+/// Fills the pieces from `plain`, which is as long as they are together.
+fn scatter(mut plain: &[u8], pieces: &mut [&mut [u8]]) {
+    for piece in pieces {
+        let (content, rest) = plain.split_at(piece.len());
+        piece.copy_from_slice(content);
+        plain = rest;
+    }
 }
 
 impl CodecSettings {
@@ -116,7 +126,7 @@ impl CodecSettings {
         self.validate()?;
         Ok(match self.codec {
             Codec::Lz78 => Box::new(lz78::Encoder::new()),
-            Codec::Lz4 => Box::new(lz4::Lz4),
+            Codec::Lz4 => Box::new(lz4::Lz4::default()),
             Codec::Zstd => Box::new(zstd::Encoder::new(self)?),
         })
     }
@@ -126,7 +136,7 @@ impl CodecSettings {
         self.validate()?;
         Ok(match self.codec {
             Codec::Lz78 => Box::new(lz78::Decoder::new()),
-            Codec::Lz4 => Box::new(lz4::Lz4),
+            Codec::Lz4 => Box::new(lz4::Lz4::default()),
             Codec::Zstd => Box::new(zstd::Decoder::new(self)?),
         })
     }

@@ -73,26 +73,35 @@ impl Decoder {
 }
 
 impl Decode for Decoder {
-    fn decode(&mut self, input: &[u8], plain_bytes: usize, out: &mut Vec<u8>) -> Result<(), LzError> {
-        let start = out.len();
-        // One byte more than expected, to notice a sender that sends more; not `resize`, which would first zero it all.
-        out.reserve(plain_bytes + 1);
-        let mut input_left = InBuffer::around(input);
-        let mut output = OutBuffer::around_pos(out, start);
-        loop {
-            let before = (input_left.pos(), output.pos());
-            self.context
-                .decompress_stream(&mut output, &mut input_left)
-                .map_err(zstd_error)?;
-            if (input_left.pos(), output.pos()) == before {
-                break;
+    fn decode(&mut self, input: &[u8], plain: &mut [&mut [u8]]) -> Result<(), LzError> {
+        let malformed = LzError::Malformed("zstd");
+        let mut input = InBuffer::around(input);
+        for piece in plain {
+            let mut output = OutBuffer::around(&mut **piece);
+            while output.pos() < output.capacity() {
+                if !self.step(&mut output, &mut input)? {
+                    return Err(malformed);
+                }
             }
         }
-        let produced = output.pos() - start;
-        if produced != plain_bytes || input_left.pos() != input.len() {
-            return Err(LzError::Malformed("zstd"));
+        // Room for a byte that must not come: a sender that sends more is noticed, and what ends the flush is read.
+        let mut more = [0];
+        let mut output = OutBuffer::around(&mut more[..]);
+        while self.step(&mut output, &mut input)? {}
+        if output.pos() == 0 && input.pos() == input.src.len() {
+            Ok(())
+        } else {
+            Err(malformed)
         }
-        Ok(())
+    }
+}
+
+impl Decoder {
+    /// Decodes as far as input and output go; says whether that was any way at all.
+    fn step(&mut self, output: &mut OutBuffer<'_, [u8]>, input: &mut InBuffer<'_>) -> Result<bool, LzError> {
+        let before = (input.pos(), output.pos());
+        self.context.decompress_stream(output, input).map_err(zstd_error)?;
+        Ok((input.pos(), output.pos()) != before)
     }
 }
 
