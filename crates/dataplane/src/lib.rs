@@ -20,10 +20,12 @@
 //! | [`guest_memory`] | the guest's pages, read from outside its QEMU |
 //! | `turn` | the lanes' taking turns in the order of batches |
 //! | `pace` | the limit on bandwidth |
+//! | `threads` | threads whose panic is noticed |
 
 pub mod connection;
 pub mod guest_memory;
 mod pace;
 pub mod source;
 pub mod target;
+mod threads;
 mod turn;

@@ -3,6 +3,7 @@
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::pace::Pace;
+use crate::threads;
 use crate::turn::InTurn;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,7 +12,6 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 use vmferry_core::page::{
     Batch, BatchBuilder, BatchDigest, Class, CodecSettings, EncodingStats, Fingerprint, FingerprintKey, Known, Op,
@@ -161,16 +161,14 @@ impl Source {
         let (batches, inbox) = bounded(lanes.len());
         let (returned, buffers) = bounded(2 * lanes.len() + 1);
         for (index, (sender, receiver)) in lanes.into_iter().enumerate() {
-            let (at_sender, at_acks) = (shared.clone(), shared.clone());
             let (inbox, returned) = (inbox.clone(), returned.clone());
-            spawn(format!("lane-{index}"), move || {
-                at_sender.run_lane(index, sender, inbox, returned)
+            shared.spawn(format!("lane-{index}"), move |shared| {
+                shared.run_lane(index, sender, inbox, returned);
             })?;
-            spawn(format!("acks-{index}"), move || at_acks.run_acks(index, receiver))?;
+            shared.spawn(format!("acks-{index}"), move |shared| shared.run_acks(index, receiver))?;
         }
-        let at_reader = shared.clone();
-        spawn("reader".to_owned(), move || {
-            at_reader.run_reader(reader_socket, batches, buffers)
+        shared.spawn("reader".to_owned(), move |shared| {
+            shared.run_reader(reader_socket, batches, buffers);
         })?;
         Ok(Source { shared })
     }
@@ -239,6 +237,13 @@ impl Shared {
             drop(lock(&lane.credit));
             lane.acknowledged.notify_all();
         }
+    }
+
+    /// Runs a part of this on a thread of its own.
+    fn spawn(self: &Arc<Self>, name: String, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
+        let (for_run, for_panic) = (self.clone(), self.clone());
+        let why = format!("the thread {name} panicked, which is a defect in vmferry: see the agent's log");
+        threads::spawn(name, move || run(&for_run), move || for_panic.fail(why))
     }
 
     /// Reports the first failure; what follows from it is silent.
@@ -378,7 +383,9 @@ impl Shared {
             let Some(ack) = ack else {
                 return self.fail(format!("lane {index}: an unreadable acknowledgement"));
             };
-            match lock(&lane.credit).acknowledged(ack, self.began.elapsed()) {
+            // Not in the `match`, which would hold the lock while `fail` wakes whoever waits for credit.
+            let acknowledged = lock(&lane.credit).acknowledged(ack, self.began.elapsed());
+            match acknowledged {
                 Ok(wire_bytes) => self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed),
                 Err(error) => return self.fail(format!("lane {index}: {error}")),
             };
@@ -437,8 +444,4 @@ enum More {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Counters only: a panic elsewhere leaves nothing half done that matters here.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name).spawn(run).map(drop)
 }

@@ -2,6 +2,7 @@
 
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
+use crate::threads;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -9,7 +10,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX, RETURN_PATH_FRAME_BYTES_MAX};
 use vmferry_core::page::{Assembler, CodecSettings, Decoded, Decoder, FingerprintKey, Op, ReadError, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
@@ -111,14 +111,13 @@ impl Target {
         let mut senders = Vec::new();
         for (index, (sender, receiver)) in lanes.into_iter().enumerate() {
             senders.push(sender);
-            let (shared, arrived, buffers) = (shared.clone(), arrived.clone(), buffers.clone());
-            spawn(format!("lane-{index}"), move || {
-                shared.run_lane(index, receiver, arrived, buffers)
+            let (arrived, buffers) = (arrived.clone(), buffers.clone());
+            shared.spawn(format!("lane-{index}"), move |shared| {
+                shared.run_lane(index, receiver, arrived, buffers);
             })?;
         }
-        let at_writer = shared.clone();
-        spawn("writer".to_owned(), move || {
-            at_writer.run_writer(senders, inbox, returned)
+        shared.spawn("writer".to_owned(), move |shared| {
+            shared.run_writer(senders, inbox, returned);
         })?;
         Ok(Target { shared })
     }
@@ -152,6 +151,13 @@ impl Shared {
             // An error says that it is closed already.
             let _ = qemu.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Runs a part of this on a thread of its own.
+    fn spawn(self: &Arc<Self>, name: String, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
+        let (for_run, for_panic) = (self.clone(), self.clone());
+        let why = format!("the thread {name} panicked, which is a defect in vmferry: see the agent's log");
+        threads::spawn(name, move || run(&for_run), move || for_panic.fail(why))
     }
 
     /// Reports the first failure; what follows from it is silent.
@@ -291,9 +297,8 @@ impl Shared {
             }
             *to_close = Some(for_close);
             drop(to_close);
-            let shared = self.clone();
-            spawn("return-path".to_owned(), move || {
-                shared.run_return_path(for_return_path)
+            self.spawn("return-path".to_owned(), move |shared| {
+                shared.run_return_path(for_return_path);
             })?;
             Ok(qemu)
         };
@@ -339,8 +344,4 @@ impl Shared {
             filled -= parsed;
         }
     }
-}
-
-fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name).spawn(run).map(drop)
 }

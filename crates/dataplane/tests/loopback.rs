@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use vmferry_core::page::{CodecSettings, FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
+use vmferry_core::session::Ack;
+use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::hello::{Hello, Lane, MigrationId, VERSIONS};
 use vmferry_dataplane::connection::{self, ConnectionError, Receiver, Sender};
 use vmferry_dataplane::{source, target};
@@ -259,6 +261,41 @@ fn a_byte_changed_on_the_way_fails_both_sides_before_it_reaches_qemu() {
         "QEMU was given something else than the stream"
     );
     drop(pair.target);
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_not_sent_ends_the_source_and_holds_nobody_up() {
+    let (mut qemu, into_source) = UnixStream::pair().unwrap();
+    qemu.set_read_timeout(Some(PATIENCE)).unwrap();
+    let [connected, (mut liar, _receiver)] = lane(0, |_| ());
+    let settings = source::Settings {
+        codec: CodecSettings::default(),
+        key: FingerprintKey::new([7; 32]),
+        reach: Reach::Batches(RING_BATCHES),
+        bandwidth: None,
+    };
+    let (to_test, from_source) = channel();
+    let source = source::Source::start(into_source, vec![connected], settings, move |event| {
+        drop(to_test.send(event));
+    })
+    .unwrap();
+    let lie = Ack {
+        stream_bytes: 1 << 40,
+        wire_bytes: 1 << 40,
+    };
+    liar.send(Kind::Ack, &lie.encode()).unwrap();
+    let source::Event::Failed(why) = from_source.recv_timeout(PATIENCE).unwrap() else {
+        panic!()
+    };
+    assert!(why.contains("acknowledges"), "{why}");
+    assert_eq!(qemu.read(&mut [0]).unwrap(), 0, "the source's QEMU goes on");
+    // Closing takes every lock that the thread which failed could still hold.
+    let (to_test, closed) = channel();
+    thread::spawn(move || {
+        drop(source);
+        to_test.send(())
+    });
+    closed.recv_timeout(PATIENCE).unwrap();
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! Threads whose panic does not go unnoticed: what waits for one that died would wait for ever.
+
+use std::io;
+use std::thread;
+
+/// Runs `run` on a thread of that name, and `panicked` on the same one if it panics.
+pub(crate) fn spawn(
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+    panicked: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
+    let watched = move || {
+        let _watch = Watch(Some(panicked));
+        run();
+    };
+    thread::Builder::new().name(name).spawn(watched).map(drop)
+}
+
+struct Watch<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for Watch<F> {
+    fn drop(&mut self) {
+        if thread::panicking()
+            && let Some(panicked) = self.0.take()
+        {
+            panicked();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_panic_is_told_and_an_ordinary_end_is_not() {
+        for panics in [true, false] {
+            let (tell, told) = channel();
+            let run = move || assert!(!panics, "on purpose");
+            spawn("test".to_owned(), run, move || tell.send(()).unwrap()).unwrap();
+            // The end of the thread drops the sender.
+            assert_eq!(told.recv().is_ok(), panics);
+        }
+    }
+}
