@@ -1,8 +1,12 @@
-//! The guest's memory, read from outside its QEMU through `/proc/PID/mem`, at the host addresses that QEMU's `info ramblock`
-//! prints. Reading it takes the right to trace the process: the same user with no dumpable restriction, or root.
+//! The guest's memory, read and written from outside its QEMU at the host addresses that QEMU's `info ramblock` prints. It
+//! takes the right to trace the process: the same user with no dumpable restriction, or root.
 
-use std::fs::File;
-use std::io;
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::io::{self, IoSlice};
+use std::iter;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use vmferry_core::page::PageSet;
 use vmferry_core::qemu::{Block, BlockId};
@@ -10,6 +14,12 @@ use vmferry_core::wire::message::MemoryHash;
 
 /// Bytes read at once while hashing.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Pages in one system call; the kernel takes up to 1024 (`IOV_MAX`).
+const WRITES_AT_ONCE: usize = 512;
+
+/// In an entry of `/proc/PID/pagemap` (the kernel's `admin-guide/mm/pagemap`): the page is in memory, or swapped out.
+const PAGEMAP_HELD: u64 = 1 << 63 | 1 << 62;
 
 /// Where a RAM block lies in its QEMU's address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +35,7 @@ pub struct HostBlock {
 /// A QEMU's guest memory.
 #[derive(Debug)]
 pub struct GuestMemory {
+    pid: Pid,
     memory: File,
     host: Vec<HostBlock>,
     /// The host block of each stream block, once the stream's list is known.
@@ -42,6 +53,7 @@ impl GuestMemory {
             return Err(io::Error::other("this QEMU does not say where its RAM blocks are"));
         }
         Ok(GuestMemory {
+            pid: Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?),
             memory,
             host,
             blocks: Vec::new(),
@@ -56,16 +68,124 @@ impl GuestMemory {
 
     /// Reads from a block.
     pub fn read(&self, block: BlockId, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let host = self
-            .blocks
+        self.memory
+            .read_exact_at(into, self.address(block, offset, into.len())?)
+    }
+
+    /// Writes to blocks, in this order.
+    pub fn write(&self, pages: &[(BlockId, u64, &[u8])]) -> io::Result<()> {
+        for pages in pages.chunks(WRITES_AT_ONCE) {
+            let mut local = Vec::with_capacity(pages.len());
+            let mut remote: Vec<RemoteIoVec> = Vec::new();
+            for &(block, offset, page) in pages {
+                let base = self.address(block, offset, page.len())? as usize;
+                local.push(IoSlice::new(page));
+                match remote.last_mut() {
+                    Some(last) if last.base + last.len == base => last.len += page.len(),
+                    _ => remote.push(RemoteIoVec { base, len: page.len() }),
+                }
+            }
+            let wanted: usize = pages.iter().map(|(_, _, page)| page.len()).sum();
+            let written = process_vm_writev(self.pid, &local, &remote)?;
+            if written < wanted {
+                return Err(io::Error::other(format!(
+                    "only {written} of {wanted} bytes could be written into the guest's memory"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails unless a block of the stream can be written from outside: it is there, it has the length that it has in the
+    /// stream, so that QEMU will not move its end, and the kernel lets it be written.
+    pub(crate) fn check_writable(&self, block: BlockId, bytes: u64) -> io::Result<()> {
+        let host = self.host_of(block)?;
+        if host.bytes != bytes {
+            let (name, has) = (&host.name, host.bytes);
+            return Err(io::Error::other(format!(
+                "{name} has {has} bytes here and {bytes} at the source"
+            )));
+        }
+        if bytes > 0 {
+            let mut first = [0];
+            self.read(block, 0, &mut first)?;
+            self.write(&[(block, 0, &first)])?;
+        }
+        Ok(())
+    }
+
+    /// Those parts of a block that may hold something else than zeros. A page of private anonymous memory that was never
+    /// touched holds zeros; of any other kind of memory (a file, memory shared with another process) nothing is known.
+    pub(crate) fn held(&self, block: BlockId) -> io::Result<Vec<Range<u64>>> {
+        let host = self.host_of(block)?;
+        if !self.is_private_anonymous(host)? {
+            return Ok(iter::once(0..host.bytes).collect());
+        }
+        let page_bytes = rustix::param::page_size() as u64;
+        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid))?;
+        let mut held: Vec<Range<u64>> = Vec::new();
+        let mut entries = vec![0; CHUNK_BYTES];
+        let pages = host.bytes.div_ceil(page_bytes);
+        let mut page = 0;
+        while page < pages {
+            let count = (pages - page).min((CHUNK_BYTES / 8) as u64);
+            let part = &mut entries[..count as usize * 8];
+            pagemap.read_exact_at(part, (host.address / page_bytes + page) * 8)?;
+            for (entry, number) in part.as_chunks().0.iter().zip(page..) {
+                if u64::from_ne_bytes(*entry) & PAGEMAP_HELD == 0 {
+                    continue;
+                }
+                let range = number * page_bytes..(number + 1) * page_bytes;
+                match held.last_mut() {
+                    Some(last) if last.end == range.start => last.end = range.end,
+                    _ => held.push(range),
+                }
+            }
+            page += count;
+        }
+        Ok(held)
+    }
+
+    /// Whether all of a block is memory that belongs to its process alone and to no file (`/proc/PID/maps`).
+    fn is_private_anonymous(&self, host: &HostBlock) -> io::Result<bool> {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid))?;
+        let end = host.address + host.bytes;
+        let mut covered = host.address;
+        for line in maps.lines() {
+            let mut fields = line.split_whitespace();
+            let (range, mode, inode) = (fields.next(), fields.next(), fields.nth(2));
+            let hex = |text| u64::from_str_radix(text, 16).ok();
+            let Some((from, to)) = range
+                .and_then(|range| range.split_once('-'))
+                .and_then(|(from, to)| Some((hex(from)?, hex(to)?)))
+            else {
+                continue;
+            };
+            // Lines are in the order of addresses; a block may lie in several, when parts of it were given other advice.
+            if from <= covered && covered < to {
+                if !mode.is_some_and(|mode| mode.ends_with('p')) || inode != Some("0") {
+                    return Ok(false);
+                }
+                covered = to;
+            }
+        }
+        Ok(covered >= end)
+    }
+
+    fn host_of(&self, block: BlockId) -> io::Result<&HostBlock> {
+        self.blocks
             .get(usize::from(block.0))
             .and_then(|index| self.host.get((*index)?))
-            .ok_or_else(|| io::Error::other(format!("block {} of the stream is not in this QEMU", block.0)))?;
-        let end = offset.checked_add(into.len() as u64);
+            .ok_or_else(|| io::Error::other(format!("block {} of the stream is not in this QEMU", block.0)))
+    }
+
+    fn address(&self, block: BlockId, offset: u64, bytes: usize) -> io::Result<u64> {
+        let host = self.host_of(block)?;
+        let end = offset.checked_add(bytes as u64);
         if end.is_none_or(|end| end > host.bytes) {
             return Err(io::Error::other(format!("{} has no byte {offset}", host.name)));
         }
-        self.memory.read_exact_at(into, host.address + offset)
+        Ok(host.address + offset)
     }
 
     /// Hashes the pages of a set, block by block, in address order.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! source                                                          target
-//! QEMU ─▶ reader ─▶ lane: fingerprint │turn│ encode ─▶ TCP ─▶ lane: decode ─▶ writer: reorder, assemble ─▶ QEMU
+//! QEMU ─▶ reader ─▶ lane: fingerprint │turn│ encode ─▶ TCP ─▶ lane: decode ─▶ writer: reorder, assemble, place ─▶ QEMU
 //!              └──▶ lane: …           │    │        ─▶ TCP ─▶ lane: …     ─┘          │
 //!                   acks ◀───────────────────────────────────────────────────────────┘
 //! ```
@@ -17,7 +17,8 @@
 //! | [`connection`] | a TCP connection that carries frames |
 //! | [`source`] | reader and lanes on the source |
 //! | [`target`] | lanes and writer on the target |
-//! | [`guest_memory`] | the guest's pages, read from outside its QEMU |
+//! | [`guest_memory`] | the guest's pages, read and written from outside its QEMU |
+//! | `placement` | which pages the target writes there itself |
 //! | `turn` | the lanes' taking turns in the order of batches |
 //! | `pace` | the limit on bandwidth |
 //! | `threads` | threads whose panic is noticed |
@@ -25,6 +26,7 @@
 pub mod connection;
 pub mod guest_memory;
 mod pace;
+mod placement;
 pub mod source;
 pub mod target;
 mod threads;

@@ -2,6 +2,7 @@
 
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
+use crate::placement::Placement;
 use crate::threads;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
 use std::io::{self, Read, Write};
@@ -53,6 +54,8 @@ pub struct Target {
 struct Ordered {
     assembler: Assembler,
     memory: Option<GuestMemory>,
+    /// Once the stream has listed its blocks, if the guest's memory can be reached.
+    placement: Option<Placement>,
     page_bytes: usize,
     digest: StreamDigest,
 }
@@ -98,6 +101,7 @@ impl Target {
             ordered: Mutex::new(Ordered {
                 assembler: Assembler::new(settings.key.clone()),
                 memory,
+                placement: None,
                 page_bytes: 0,
                 digest: StreamDigest::default(),
             }),
@@ -127,6 +131,12 @@ impl Target {
         let ordered = self.shared.ordered.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = ordered.memory.as_ref()?;
         Some(memory.hash(ordered.assembler.touched(), ordered.page_bytes))
+    }
+
+    /// Bytes of pages that were written straight into the guest's memory; the others went through QEMU.
+    pub fn placed_bytes(&self) -> u64 {
+        let ordered = self.shared.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+        ordered.placement.as_ref().map_or(0, Placement::placed_bytes)
     }
 
     /// Closes every lane and QEMU's socket. A QEMU that has not loaded everything fails; one that has is not disturbed.
@@ -252,6 +262,7 @@ impl Shared {
         let Ordered {
             assembler,
             memory,
+            placement,
             page_bytes,
             digest,
         } = &mut *ordered;
@@ -270,18 +281,27 @@ impl Shared {
                 *page_bytes = batch.page_bytes();
                 if let Some(memory) = memory {
                     memory.set_blocks(blocks);
+                    *placement = Some(Placement::new(memory, blocks, *page_bytes));
                 }
             }
         }
         *digest = assembler.digest();
+        let for_qemu = match (placement, memory) {
+            (Some(placement), Some(memory)) => placement
+                .place(memory, &batch)
+                .map_err(|error| format!("can't write the target guest's memory: {error}"))?,
+            _ => batch.stream().into(),
+        };
         // QEMU's word that it has loaded all of this must not overtake the digest, which therefore comes first.
         drop(ordered);
-        let qemu = match qemu {
-            Some(qemu) => qemu,
-            None => qemu.insert(self.connect()?),
-        };
-        qemu.write_all(batch.stream())
-            .map_err(|error| format!("the target's QEMU stopped reading: {error}"))?;
+        if !for_qemu.is_empty() {
+            let qemu = match qemu {
+                Some(qemu) => qemu,
+                None => qemu.insert(self.connect()?),
+            };
+            qemu.write_all(&for_qemu)
+                .map_err(|error| format!("the target's QEMU stopped reading: {error}"))?;
+        }
         Ok(batch.stream().len() as u64)
     }
 

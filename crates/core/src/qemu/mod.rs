@@ -28,7 +28,7 @@ pub mod writer;
 
 pub use lost::{LostCause, LostReason};
 pub use parser::Parser;
-pub use writer::{RecordKind, record_header};
+pub use writer::{RecordKind, naming_record, record_header};
 
 use crate::limits::BLOCK_NAME_BYTES_MAX;
 

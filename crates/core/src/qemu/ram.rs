@@ -1,17 +1,14 @@
 //! The RAM section: its records, its block list, and which block a record without a name belongs to.
 
 use super::cursor::{Cursor, Stop};
-use super::writer::{FLAG_CONTINUE, FLAG_PAGE, FLAG_ZERO};
+use super::writer::{FLAG_CONTINUE, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO, XBZRLE_ENCODING};
 use super::{Block, BlockId, BlockName, LostCause, PageAt};
 use crate::limits::{BLOCKS_MAX, GUEST_BYTES_MAX, PAGE_BYTES_MIN};
 
 const FLAG_MEM_SIZE: u64 = 0x004;
 const FLAG_EOS: u64 = 0x010;
-const FLAG_XBZRLE: u64 = 0x040;
 const FLAG_COMPRESS_PAGE: u64 = 0x100;
 const FLAG_MULTIFD_FLUSH: u64 = 0x200;
-
-const XBZRLE_ENCODING: u8 = 1;
 
 /// What QEMU's targets have unless the configuration says otherwise: all but a few legacy ones.
 const PAGE_BYTES_DEFAULT: usize = 4096;

@@ -5,6 +5,9 @@ use super::{Block, BlockName, Item, PageAt};
 pub(super) const FLAG_ZERO: u64 = 0x002;
 pub(super) const FLAG_PAGE: u64 = 0x008;
 pub(super) const FLAG_CONTINUE: u64 = 0x020;
+pub(super) const FLAG_XBZRLE: u64 = 0x040;
+
+pub(super) const XBZRLE_ENCODING: u8 = 1;
 
 /// The two kinds of record that vmferry takes out of the stream and writes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,14 +28,28 @@ pub fn record_header(kind: RecordKind, at: &PageAt, name: &BlockName, out: &mut 
     let continue_flag = if at.named { 0 } else { FLAG_CONTINUE };
     out.extend_from_slice(&(at.offset | kind_flag | continue_flag).to_be_bytes());
     if at.named {
-        let name = name.as_str().as_bytes();
-        // A `BlockName` is at most 255 bytes long by construction.
-        out.push(name.len() as u8);
-        out.extend_from_slice(name);
+        push_name(name, out);
     }
     if kind == RecordKind::Zero {
         out.push(0);
     }
+}
+
+/// Appends a record that names a block for the CONTINUE records after it and changes nothing: an XBZRLE record without a
+/// single difference, which QEMU loads whatever its capabilities. It stands in for a page's record when the page itself
+/// takes another way to the target.
+pub fn naming_record(name: &BlockName, out: &mut Vec<u8>) {
+    out.extend_from_slice(&FLAG_XBZRLE.to_be_bytes());
+    push_name(name, out);
+    out.push(XBZRLE_ENCODING);
+    out.extend_from_slice(&0u16.to_be_bytes());
+}
+
+fn push_name(name: &BlockName, out: &mut Vec<u8>) {
+    let name = name.as_str().as_bytes();
+    // A `BlockName` is at most 255 bytes long by construction.
+    out.push(name.len() as u8);
+    out.extend_from_slice(name);
 }
 
 impl Item<'_> {

@@ -113,6 +113,9 @@ pub struct Report {
     pub wire_bytes: u64,
     /// Bytes of QEMU's stream that they stand for.
     pub stream_bytes: u64,
+    /// Bytes of pages that the target's agent wrote straight into the guest's memory; the others its QEMU loaded.
+    #[serde(default)]
+    pub placed_bytes: u64,
     /// The comparison of both memories, where it was asked for.
     pub verification: Option<Verification>,
     /// Processor time.
@@ -150,6 +153,7 @@ impl Report {
             total_ms,
             wire_bytes: 0,
             stream_bytes: 0,
+            placed_bytes: 0,
             verification: None,
             cpu: CpuSeconds::default(),
             stream_followed: true,

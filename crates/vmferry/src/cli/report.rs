@@ -70,6 +70,13 @@ fn facts(report: &Report) -> String {
             ),
         ));
     }
+    if report.placed_bytes > 0 {
+        let placed = bytes(report.placed_bytes);
+        facts.push((
+            "placed",
+            format!("{placed} of pages straight into the target guest's memory"),
+        ));
+    }
     if let Some(verification) = report.verification {
         let verdict = if verification.equal {
             "equal byte for byte"
@@ -222,6 +229,7 @@ mod tests {
             total_ms: 6412.0,
             wire_bytes: 45_000_000,
             stream_bytes: 257_000_000,
+            placed_bytes: 256_000_000,
             verification: Some(Verification {
                 bytes_compared: 1 << 30,
                 equal: true,
@@ -247,6 +255,7 @@ web moved from host-a to host-b:7464 in 6.41 s
 
 blackout    112 ms at the source, 101 ms at the target
 wire        45.0 MB for 257 MB of QEMU's stream, 5.7 to 1
+placed      256 MB of pages straight into the target guest's memory
 memory      equal byte for byte, 1.07 GB compared
 stream      followed to its end
 digest      00ff
@@ -315,6 +324,7 @@ target         0.75   1.00
             blackout_target_ms: None,
             wire_bytes: 0,
             stream_bytes: 0,
+            placed_bytes: 0,
             verification: None,
             cpu: CpuSeconds::default(),
             digest: None,

@@ -22,6 +22,8 @@ pub(super) struct TargetFigures {
     pub(super) agent_cpu_s: f64,
     /// Processor time of the target's QEMU, seconds.
     pub(super) qemu_cpu_s: f64,
+    /// Bytes of pages written straight into the guest's memory.
+    pub(super) placed_bytes: u64,
 }
 
 /// Processor time that a process has had, all threads, user and system; zero if it is gone.
@@ -156,6 +158,7 @@ impl Account {
             blackout_target_ms: self.target.blackout_ms,
             wire_bytes: counters.wire_bytes,
             stream_bytes: counters.stream_bytes,
+            placed_bytes: self.target.placed_bytes,
             verification: self.verification,
             cpu: CpuSeconds {
                 source_agent: cpu_of("self").saturating_sub(agent_start).as_secs_f64(),

@@ -386,6 +386,7 @@ impl Driver {
             blackout_ms: self.blackout.map(ms),
             agent_cpu_s: cpu_of("self").saturating_sub(self.agent_cpu_at_start).as_secs_f64(),
             qemu_cpu_s: qemu_cpu.as_secs_f64(),
+            placed_bytes: self.stream.as_ref().map_or(0, |stream| stream.placed_bytes()),
         };
         serde_json::to_value(figures).unwrap_or_default()
     }
