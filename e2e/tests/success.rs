@@ -50,6 +50,9 @@ fn every_coder_moves_a_guest_whose_client_keeps_talking() -> Result<()> {
             "{report:#}"
         );
 
+        assert!(report["placed_bytes"].as_u64() > Some(24 * MIB), "{report:#}");
+        assert!(report["not_placed"].is_null(), "{report:#}");
+
         match to {
             Host::A => scenario.settles(&["web"], &[])?,
             _ => scenario.settles(&[], &["web"])?,
@@ -58,6 +61,48 @@ fn every_coder_moves_a_guest_whose_client_keeps_talking() -> Result<()> {
         (from, to) = (to, from);
     }
     Ok(())
+}
+
+/// The kernel lets nobody into a process whose program they may not read, short of the capabilities that are taken away here.
+#[test]
+fn a_target_that_may_not_touch_its_guests_memory_has_qemu_load_every_page() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut scenario = Scenario::set_up(&lab)?;
+    let unreadable = lab.folder().join("qemu-system-x86_64").display().to_string();
+    let preparation = format!(
+        "if [ -z \"$UNPRIVILEGED\" ]; then
+            qemu=$(command -v qemu-system-x86_64)
+            install -m 0111 \"$qemu\" {unreadable}
+            mount --bind {unreadable} \"$qemu\"
+            UNPRIVILEGED=1 exec setpriv --bounding-set -sys_ptrace,-dac_override,-dac_read_search \"$0\" \"$@\"
+        fi"
+    );
+    scenario.replace_b(&preparation, &[])?;
+    let mut guest = scenario.run(Host::A, "web", &small_guest(0, Vec::new())?)?;
+    for content in ["text", "random", "heap"] {
+        guest.ask(&format!("fill {content} {}", 12 * MIB))?;
+    }
+    guest.ask(&format!("dirty counter {} {}", 8 * MIB, 4 * MIB))?;
+
+    // Not with --verify, which takes a target that can read the memory.
+    let to_b = address(Host::B);
+    let refused = scenario.a.cli(["migrate", "web", "--to", &to_b, "--verify"])?;
+    assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert!(
+        refused.values[0]["reasons"].to_string().contains("CAP_SYS_PTRACE"),
+        "{refused:?}"
+    );
+    ensure_alive(&mut guest)?;
+
+    let answer = scenario.a.cli(["migrate", "web", "--to", &to_b])?;
+    let report = &answer.values[0];
+    assert_eq!(report["outcome"], "completed", "{report:#}");
+    assert_eq!(report["placed_bytes"], 0, "{report:#}");
+    assert!(report["not_placed"].is_string(), "{report:#}");
+    assert!(report["digest"].is_string(), "{report:#}");
+    scenario.settles(&[], &["web"])?;
+    // All that was filled is checked by the guest, byte for byte.
+    ensure_alive(&mut guest)
 }
 
 #[test]

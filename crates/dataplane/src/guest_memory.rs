@@ -28,7 +28,7 @@ pub struct HostBlock {
     pub name: String,
     /// Address of its first byte.
     pub address: u64,
-    /// Its length, bytes.
+    /// Its length, bytes, the room to grow included.
     pub bytes: u64,
 }
 
@@ -96,14 +96,15 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Fails unless a block of the stream can be written from outside: it is there, it has the length that it has in the
-    /// stream, so that QEMU will not move its end, and the kernel lets it be written.
+    /// Fails unless a block of the stream can be written from outside: it is there, it has room for what the source has in
+    /// it (QEMU gives a block that can grow, such as ACPI tables, the source's length within that room), and the kernel
+    /// lets it be written.
     pub(crate) fn check_writable(&self, block: BlockId, bytes: u64) -> io::Result<()> {
         let host = self.host_of(block)?;
-        if host.bytes != bytes {
-            let (name, has) = (&host.name, host.bytes);
+        if host.bytes < bytes {
+            let (name, room) = (&host.name, host.bytes);
             return Err(io::Error::other(format!(
-                "{name} has {has} bytes here and {bytes} at the source"
+                "{name} has {bytes} bytes at the source and room for {room} here"
             )));
         }
         if bytes > 0 {

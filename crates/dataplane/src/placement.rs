@@ -23,8 +23,8 @@ static ZEROS: [u8; PAGE_BYTES_MAX] = [0; PAGE_BYTES_MAX];
 #[derive(Debug)]
 pub(crate) struct Placement {
     blocks: Arc<[Block]>,
-    /// Pages are written here; otherwise they go through QEMU.
-    direct: bool,
+    /// Why pages go through QEMU, if they do.
+    not_direct: Option<String>,
     held: PageSet,
     placed_bytes: u64,
 }
@@ -46,7 +46,7 @@ impl Placement {
         );
         Placement {
             blocks: blocks.clone(),
-            direct: held.is_ok(),
+            not_direct: held.as_ref().err().map(ToString::to_string),
             held: held.unwrap_or_default(),
             placed_bytes: 0,
         }
@@ -56,9 +56,12 @@ impl Placement {
     pub(crate) fn place<'a>(&mut self, memory: &GuestMemory, batch: &'a Batch) -> io::Result<Cow<'a, [u8]>> {
         // QEMU's record of the pages that it has, by which it asks for the others in post-copy, knows of none placed here.
         // Nor can a difference to a page be passed on and the page's next version be placed.
-        let foreign = |op: &Op| matches!(op, Op::Foreign { .. });
-        self.direct &= !batch.is_postcopy() && !batch.ops().iter().any(foreign);
-        if !self.direct {
+        if batch.is_postcopy() {
+            self.not_direct = Some("post-copy began".to_owned());
+        } else if batch.ops().iter().any(|op| matches!(op, Op::Foreign { .. })) {
+            self.not_direct = Some("the source's QEMU encodes pages itself (capability xbzrle or compress)".to_owned());
+        }
+        if self.not_direct.is_some() {
             return Ok(batch.stream().into());
         }
         let page_bytes = batch.page_bytes() as u64;
@@ -88,9 +91,9 @@ impl Placement {
         Ok(rest.into())
     }
 
-    /// Bytes of pages written so far.
-    pub(crate) fn placed_bytes(&self) -> u64 {
-        self.placed_bytes
+    /// Bytes of pages written so far, and why it is not all of them.
+    pub(crate) fn placed(&self) -> (u64, Option<String>) {
+        (self.placed_bytes, self.not_direct.clone())
     }
 
     /// Tells QEMU of the block that a placed record turned to.

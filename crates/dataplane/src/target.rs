@@ -133,10 +133,12 @@ impl Target {
         Some(memory.hash(ordered.assembler.touched(), ordered.page_bytes))
     }
 
-    /// Bytes of pages that were written straight into the guest's memory; the others went through QEMU.
-    pub fn placed_bytes(&self) -> u64 {
+    /// Bytes of pages that were written straight into the guest's memory, and why it is not all of them if others went
+    /// through QEMU.
+    pub fn placed(&self) -> (u64, Option<String>) {
         let ordered = self.shared.ordered.lock().unwrap_or_else(PoisonError::into_inner);
-        ordered.placement.as_ref().map_or(0, Placement::placed_bytes)
+        let unreadable = || (0, Some("this host can't reach its guest's memory".to_owned()));
+        ordered.placement.as_ref().map_or_else(unreadable, Placement::placed)
     }
 
     /// Closes every lane and QEMU's socket. A QEMU that has not loaded everything fails; one that has is not disturbed.

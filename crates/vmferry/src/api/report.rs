@@ -116,6 +116,9 @@ pub struct Report {
     /// Bytes of pages that the target's agent wrote straight into the guest's memory; the others its QEMU loaded.
     #[serde(default)]
     pub placed_bytes: u64,
+    /// Why its QEMU had to load pages.
+    #[serde(default)]
+    pub not_placed: Option<String>,
     /// The comparison of both memories, where it was asked for.
     pub verification: Option<Verification>,
     /// Processor time.
@@ -154,6 +157,7 @@ impl Report {
             wire_bytes: 0,
             stream_bytes: 0,
             placed_bytes: 0,
+            not_placed: None,
             verification: None,
             cpu: CpuSeconds::default(),
             stream_followed: true,

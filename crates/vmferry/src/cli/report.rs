@@ -70,13 +70,15 @@ fn facts(report: &Report) -> String {
             ),
         ));
     }
-    if report.placed_bytes > 0 {
+    let placed = (report.placed_bytes > 0).then(|| {
         let placed = bytes(report.placed_bytes);
-        facts.push((
-            "placed",
-            format!("{placed} of pages straight into the target guest's memory"),
-        ));
-    }
+        format!("{placed} of pages straight into the target guest's memory")
+    });
+    let not_placed = report
+        .not_placed
+        .as_ref()
+        .map(|why| format!("pages went through the target's QEMU: {why}"));
+    facts.extend(placed.into_iter().chain(not_placed).map(|fact| ("placed", fact)));
     if let Some(verification) = report.verification {
         let verdict = if verification.equal {
             "equal byte for byte"
@@ -230,6 +232,7 @@ mod tests {
             wire_bytes: 45_000_000,
             stream_bytes: 257_000_000,
             placed_bytes: 256_000_000,
+            not_placed: None,
             verification: Some(Verification {
                 bytes_compared: 1 << 30,
                 equal: true,
@@ -325,6 +328,7 @@ target         0.75   1.00
             wire_bytes: 0,
             stream_bytes: 0,
             placed_bytes: 0,
+            not_placed: None,
             verification: None,
             cpu: CpuSeconds::default(),
             digest: None,

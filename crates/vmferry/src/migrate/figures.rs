@@ -13,7 +13,7 @@ use vmferry_qmp::RamInfo;
 use crate::api::migration::{ByEncoding, CpuSeconds, Encoded, Progress, Report, RoundReport, StageTime, Verification};
 
 /// What the target tells of its side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct TargetFigures {
     /// From the source's word that its guest is stopped until the guest ran, ms.
@@ -24,6 +24,8 @@ pub(super) struct TargetFigures {
     pub(super) qemu_cpu_s: f64,
     /// Bytes of pages written straight into the guest's memory.
     pub(super) placed_bytes: u64,
+    /// Why others went through QEMU.
+    pub(super) not_placed: Option<String>,
 }
 
 /// Processor time that a process has had, all threads, user and system; zero if it is gone.
@@ -159,6 +161,7 @@ impl Account {
             wire_bytes: counters.wire_bytes,
             stream_bytes: counters.stream_bytes,
             placed_bytes: self.target.placed_bytes,
+            not_placed: self.target.not_placed,
             verification: self.verification,
             cpu: CpuSeconds {
                 source_agent: cpu_of("self").saturating_sub(agent_start).as_secs_f64(),

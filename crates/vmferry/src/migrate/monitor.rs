@@ -22,6 +22,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Announcements of a guest's new place, and the first pause between two of them, ms (QEMU's own defaults).
 const ANNOUNCEMENTS: (u32, u32) = (5, 50);
 
+/// Why a migration can't be verified where [`guest_memory`] is none.
+pub(super) const UNVERIFIABLE: &str = "this host's agent can't read its guests' memory, so it can't be verified: let it \
+    trace QEMU (CAP_SYS_PTRACE), or migrate without --verify";
+
 /// Has QEMU migrate into the socket at `path`, held back from stopping its guest.
 pub(super) async fn begin(qmp: &Qmp, path: &Path) -> Result<(), Error> {
     qmp.migrate_set_capabilities(&[(Capability::Events, true), (Capability::ReturnPath, true)])

@@ -61,6 +61,9 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
     };
     let prepared = async {
         let transfer = transfer(&request)?;
+        if transfer.verify_memory && monitor::guest_memory(&running).await.is_none() {
+            return Err(monitor::UNVERIFIABLE.to_owned());
+        }
         let offer = super::offer::make(&running).await?;
         let (control, round_trip) = dial(&agent, &to).await?;
         Ok::<_, String>((

@@ -303,10 +303,9 @@ impl Driver {
 
     /// Checks the offer, sets its memory and name aside, starts its QEMU and has it wait. Every reason against it at once.
     async fn reserve(&mut self, offer: serde_json::Value) -> Result<bool, Vec<String>> {
-        let lanes = self
-            .incoming
-            .as_ref()
-            .map_or(0, |incoming| usize::from(incoming.wanted));
+        let (lanes, verify) = self.incoming.as_ref().map_or((0, false), |incoming| {
+            (usize::from(incoming.wanted), incoming.transfer.verify_memory)
+        });
         if !(1..=LANES_MAX).contains(&lanes) {
             return Err(vec![format!(
                 "the source asks for {lanes} lanes; it can have 1 to {LANES_MAX}"
@@ -328,12 +327,13 @@ impl Driver {
                 .map_err(|error| error.to_string())?;
             let vm = admission.launch(&self.agent).await?;
             if let Err(error) = monitor::await_stream(&vm.qmp, &vm.folder.migration()).await {
-                let ended = vm.end().await;
-                return Err(format!(
-                    "the target's QEMU does not wait for a stream: {error} ({ended:?})"
-                ));
+                let why = format!("the target's QEMU does not wait for a stream: {error}");
+                return Err(end_unfit(&vm, why).await);
             }
             admission.memory = monitor::guest_memory(&vm).await;
+            if verify && admission.memory.is_none() {
+                return Err(end_unfit(&vm, monitor::UNVERIFIABLE.to_owned()).await);
+            }
             Ok::<_, String>(vm)
         };
         match started.await {
@@ -382,11 +382,13 @@ impl Driver {
 
     fn figures(&self) -> serde_json::Value {
         let qemu_cpu = self.vm.as_ref().map(|vm| cpu_of(vm.process.pid())).unwrap_or_default();
+        let (placed_bytes, not_placed) = self.stream.as_ref().map(|stream| stream.placed()).unwrap_or_default();
         let figures = TargetFigures {
             blackout_ms: self.blackout.map(ms),
             agent_cpu_s: cpu_of("self").saturating_sub(self.agent_cpu_at_start).as_secs_f64(),
             qemu_cpu_s: qemu_cpu.as_secs_f64(),
-            placed_bytes: self.stream.as_ref().map_or(0, |stream| stream.placed_bytes()),
+            placed_bytes,
+            not_placed,
         };
         serde_json::to_value(figures).unwrap_or_default()
     }
@@ -435,5 +437,13 @@ async fn qemu_ends(vm: &Option<Arc<RunningVm>>) {
             }
         }
         None => std::future::pending().await,
+    }
+}
+
+/// Ends a QEMU that was started for nothing; returns why, and what else went wrong.
+async fn end_unfit(vm: &RunningVm, why: String) -> String {
+    match vm.end().await {
+        Ok(()) => why,
+        Err(error) => format!("{why}; and its QEMU does not end: {error}"),
     }
 }
