@@ -134,6 +134,16 @@ impl Controller {
         }
     }
 
+    /// Whether the attempt is to be given up without a further sample, because the source's QEMU does not answer: why, if
+    /// its time is up.
+    pub fn overdue(&self, at: Duration) -> Option<String> {
+        let timeout = self.limits.timeout.filter(|timeout| at >= *timeout)?;
+        Some(format!(
+            "the time allowed, {:.0} s, is up, and the source's QEMU does not say how far it is",
+            timeout.as_secs_f64()
+        ))
+    }
+
     fn forecast(&mut self, sample: &Sample) -> Forecast {
         let goodput = self.goodput();
         let cost = self.cost(sample);

@@ -243,7 +243,8 @@ impl Agent {
         VmFolder::new(&self.config.state_dir, name)
     }
 
-    pub(super) fn enter_running(
+    /// Enters a VM of this host whose QEMU was found, and watches that.
+    pub(crate) fn enter_running(
         self: &Arc<Self>,
         running: Arc<RunningVm>,
         epoch: Epoch,

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmferry_core::handover::{AfterRestart, Record as Fact, Source, SourceEffect, SourceEvent};
 use vmferry_core::wire::message::Handover;
@@ -13,7 +13,11 @@ use super::{monitor, target};
 use crate::agent::Agent;
 use crate::agent::record::Record;
 use crate::agent::registry::Vm;
+use crate::api::types::VmState;
 use crate::vm::{RunningVm, find_again};
+
+/// Pause before a QEMU that could not be spoken to is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 /// Finishes or rolls back a handover that was under way when the agent ended. Its VM is left alone by everybody else
 /// until this has ended.
@@ -23,14 +27,11 @@ pub async fn resume(agent: Arc<Agent>, after: AfterRestart) {
         AfterRestart::RollBack(handover) => roll_back(&agent, handover).await,
         AfterRestart::Commit(handover, peer) => commit(&agent, handover, &peer).await,
         AfterRestart::Ask(handover, peer) => {
-            let vm = find_again(agent.folder(&handover.vm)).await;
-            if let Ok(Some(vm)) = &vm {
+            let vm = reach_again(&agent, &handover.vm).await;
+            if let Some(vm) = &vm {
                 super::offer::hold(&agent, &handover, &vm.definition);
             }
-            match vm {
-                Ok(vm) => target::resume_prepared(agent, handover, peer, vm.map(Arc::new)).await,
-                Err(error) => tracing::error!(vm = handover.vm, %error, "a prepared VM's QEMU can't be spoken to"),
-            }
+            target::resume_prepared(agent, handover, peer, vm.map(Arc::new)).await;
         }
         AfterRestart::Run(handover, peer) => {
             // The registry has it already: the journal says that it is this host's. Unless it was moved on since.
@@ -43,22 +44,38 @@ pub async fn resume(agent: Arc<Agent>, after: AfterRestart) {
     }
 }
 
-async fn runs(agent: &Agent, vm: &str) -> bool {
-    let running = agent.registry.with(vm, |vm| Ok(vm.running.clone()));
-    match running {
-        Ok(Some(vm)) => vm
-            .qmp
-            .query_status()
-            .await
-            .is_ok_and(|status| status.status == RunState::Running),
-        _ => false,
+/// The VM's QEMU, as soon as it can be spoken to; `None` if it has ended. Nothing can be decided before one of both is
+/// known: a QEMU that lives may have the only copy of the guest.
+async fn reach_again(agent: &Agent, vm: &str) -> Option<RunningVm> {
+    loop {
+        match find_again(agent.folder(vm)).await {
+            Ok(found) => return found,
+            Err(error) => tracing::error!(vm, %error, "its QEMU can't be spoken to; trying again"),
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
     }
 }
 
+/// The QEMU of a VM that the registry has; one that could not be spoken to when the agent started is entered once it can.
+async fn qemu_of(agent: &Arc<Agent>, vm: &str) -> Option<Arc<RunningVm>> {
+    let (running, epoch) = agent.registry.with(vm, |vm| Ok((vm.running.clone(), vm.epoch))).ok()?;
+    if running.is_some() {
+        return running;
+    }
+    let reached = Arc::new(reach_again(agent, vm).await?);
+    let migration = agent.registry.with(vm, |vm| Ok(vm.migration)).ok()?;
+    agent.enter_running(reached.clone(), epoch, VmState::Paused, migration);
+    Some(reached)
+}
+
+async fn runs(vm: &RunningVm) -> bool {
+    let status = vm.qmp.query_status().await;
+    status.is_ok_and(|status| status.status == RunState::Running)
+}
+
 /// The attempt was not released, so the guest is this host's, and nobody else will run it.
-async fn roll_back(agent: &Agent, handover: Handover) {
-    let running = agent.registry.with(&handover.vm, |vm| Ok(vm.running.clone()));
-    if let Ok(Some(vm)) = running {
+async fn roll_back(agent: &Arc<Agent>, handover: Handover) {
+    if let Some(vm) = qemu_of(agent, &handover.vm).await {
         match monitor::resume(&vm).await {
             Ok(()) => monitor::announce(&vm.qmp).await,
             Err(why) => return tracing::error!(vm = handover.vm, why, "the guest could not be made to go on"),
@@ -76,19 +93,17 @@ async fn roll_back(agent: &Agent, handover: Handover) {
 
 /// The attempt was released: the target is told so until it answers, and then the copy here is ended, or taken back if the
 /// target's is durably gone.
-async fn commit(agent: &Agent, handover: Handover, peer: &str) {
-    if runs(agent, &handover.vm).await {
+async fn commit(agent: &Arc<Agent>, handover: Handover, peer: &str) {
+    let running = qemu_of(agent, &handover.vm).await;
+    if let Some(vm) = &running
+        && runs(vm).await
+    {
         // A write that was reported as failed, and for which the guest was resumed, was on the disk all the same. The
         // target was never told.
         return roll_back(agent, handover).await;
     }
     let began = Instant::now();
     let verdict = agent.peers.enter_source(handover.migration);
-    let running = agent
-        .registry
-        .with(&handover.vm, |vm| Ok(vm.running.clone()))
-        .ok()
-        .flatten();
     let (mut source, effects) = Source::released(handover.clone(), began.elapsed());
     let mut effects = VecDeque::from(effects);
     loop {

@@ -39,6 +39,8 @@ const MAX_BLACKOUT: Duration = Duration::from_millis(view::BLACKOUT_MS_MAX);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the driver waits for an answer of QEMU's while the guest runs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How long a QEMU that has written its last byte may take to say that the migration is over for it, too.
+const POSTMIGRATE_LIMIT: Duration = Duration::from_secs(30);
 /// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
 const LANES_DEFAULT_MAX: usize = 8;
 
@@ -137,7 +139,7 @@ struct Driver {
     verdict: watch::Sender<Verdict>,
     queue: VecDeque<SourceEvent>,
     qmp_events: Option<Events>,
-    stream: Option<source::Source>,
+    stream: Option<Arc<source::Source>>,
     stream_events: UnboundedReceiver<lanes::Event>,
     to_driver: UnboundedSender<lanes::Event>,
     controller: Controller,
@@ -262,14 +264,17 @@ impl Driver {
         }
     }
 
-    async fn on_qmp(&mut self, event: Option<EventKind>) -> Option<SourceEvent> {
+    async fn on_qmp(&mut self, event: Result<EventKind, vmferry_qmp::Error>) -> Option<SourceEvent> {
         match event {
-            None => Some(SourceEvent::QemuGone),
-            Some(EventKind::Stop) if self.stream.is_some() => {
+            Err(error @ vmferry_qmp::Error::EventsLost { .. }) => Some(SourceEvent::MigrationFailed(format!(
+                "it can't be followed any further: {error}"
+            ))),
+            Err(_) => Some(SourceEvent::QemuGone),
+            Ok(EventKind::Stop) if self.stream.is_some() => {
                 self.account.guest_stopped();
                 Some(SourceEvent::GuestStopped)
             }
-            Some(EventKind::MigrationPass(pass)) => {
+            Ok(EventKind::MigrationPass(pass)) => {
                 let round = u32::try_from(pass).unwrap_or(u32::MAX);
                 if let Some(stream) = &self.stream {
                     stream.set_round(round);
@@ -277,23 +282,27 @@ impl Driver {
                 self.account.round(round);
                 self.look().await
             }
-            Some(EventKind::Migration(MigrationStatus::Completed)) => {
-                match monitor::reaches_postmigrate(&self.vm.qmp).await {
-                    Ok(true) => Some(SourceEvent::PostMigrate),
-                    Ok(false) => Some(SourceEvent::MigrationFailed(
+            Ok(EventKind::Migration(MigrationStatus::Completed)) => {
+                let reached = monitor::reaches_postmigrate(&self.vm.qmp);
+                match tokio::time::timeout(POSTMIGRATE_LIMIT, reached).await {
+                    Ok(Ok(true)) => Some(SourceEvent::PostMigrate),
+                    Ok(Ok(false)) => Some(SourceEvent::MigrationFailed(
                         "it went on after its migration ended".to_owned(),
                     )),
-                    Err(_) => Some(SourceEvent::QemuGone),
+                    Ok(Err(_)) => Some(SourceEvent::QemuGone),
+                    Err(_) => Some(SourceEvent::MigrationFailed(format!(
+                        "its migration ended and {POSTMIGRATE_LIMIT:?} later it still was not in postmigrate"
+                    ))),
                 }
             }
-            Some(EventKind::Migration(MigrationStatus::Failed)) => {
+            Ok(EventKind::Migration(MigrationStatus::Failed)) => {
                 let info = self.vm.qmp.query_migrate().await.unwrap_or_default();
                 let why = info
                     .error_desc
                     .unwrap_or_else(|| "its migration failed and it does not say why".to_owned());
                 Some(SourceEvent::MigrationFailed(why))
             }
-            Some(_) => None,
+            Ok(_) => None,
         }
     }
 
@@ -317,10 +326,10 @@ impl Driver {
             return None;
         }
         // It may be about to stop: then it answers when its last byte is written, and the driver must not wait for that.
-        let info = tokio::time::timeout(ANSWER_LIMIT, self.vm.qmp.query_migrate())
-            .await
-            .ok()?
-            .ok()?;
+        let Ok(Ok(info)) = tokio::time::timeout(ANSWER_LIMIT, self.vm.qmp.query_migrate()).await else {
+            let overdue = self.controller.overdue(stream_began.elapsed());
+            return overdue.filter(|_| !self.let_stop).map(SourceEvent::NotConverging);
+        };
         let ram = info.ram.clone().unwrap_or_default();
         let sample = Sample {
             at: stream_began.elapsed(),
@@ -455,7 +464,9 @@ impl Driver {
         // The driver's receiver lives as long as the stream.
         let on_event = move |event| drop(to_driver.send(event));
         let stream = source::Source::start(qemu, lanes, settings, on_event);
-        self.stream = Some(stream.map_err(|error| format!("can't start the lanes: {error}"))?);
+        self.stream = Some(Arc::new(
+            stream.map_err(|error| format!("can't start the lanes: {error}"))?,
+        ));
         self.stream_began = Some(Instant::now());
         Ok(())
     }
@@ -477,11 +488,11 @@ impl Driver {
         let theirs = image
             .memory
             .ok_or("the target can't read its guest's memory, so it can't be verified")?;
-        let mut memory = monitor::guest_memory(&self.vm)
-            .await
-            .ok_or("this host can't read its guest's memory, so it can't be verified")?;
-        let ours = stream
-            .hash_memory(&mut memory)
+        let mut memory = monitor::guest_memory(&self.vm).await.ok_or(monitor::UNVERIFIABLE)?;
+        let stream = stream.clone();
+        let hashed = tokio::task::spawn_blocking(move || stream.hash_memory(&mut memory)).await;
+        let ours = hashed
+            .map_err(|panic| panic.to_string())?
             .map_err(|error| format!("reading the guest's memory: {error}"))?;
         self.account.verification = Some(Verification {
             bytes_compared: ours.bytes,
@@ -500,7 +511,7 @@ impl Driver {
     }
 
     fn counters(&self) -> Counters {
-        self.stream.as_ref().map(source::Source::counters).unwrap_or_default()
+        self.stream.as_ref().map(|stream| stream.counters()).unwrap_or_default()
     }
 
     fn report(self, outcome: Outcome) -> Report {
@@ -557,21 +568,16 @@ async fn joined(reached: &mut Option<JoinHandle<Control>>) -> Control {
     std::future::pending().await
 }
 
-/// The next event of QEMU; `None` once when there are no more, then never again.
-async fn next_event(events: &mut Option<Events>) -> Option<EventKind> {
+/// The next event of QEMU. An error that ends them comes once, then nothing ever again.
+async fn next_event(events: &mut Option<Events>) -> Result<EventKind, vmferry_qmp::Error> {
     let Some(source) = events else {
         return std::future::pending().await;
     };
-    loop {
-        match source.next().await {
-            Ok(event) => return Some(event.kind),
-            Err(vmferry_qmp::Error::EventsLost { .. }) => {}
-            Err(_) => {
-                *events = None;
-                return None;
-            }
-        }
+    let event = source.next().await;
+    if !matches!(event, Ok(_) | Err(vmferry_qmp::Error::EventsLost { .. })) {
+        *events = None;
     }
+    event.map(|event| event.kind)
 }
 
 /// Waits for a moment; for ever if there is none.
