@@ -113,8 +113,19 @@ impl<'lab> Scenario<'lab> {
     /// # Errors
     /// When it does not start, or its guest does not answer.
     pub fn run(&self, host: Host, name: &str, spec: &Spec) -> Result<Guest> {
+        self.run_with(host, name, spec, &[])
+    }
+
+    /// As [`run`](Self::run), with further arguments for its QEMU.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_with(&self, host: Host, name: &str, spec: &Spec, qemu_args: &[&str]) -> Result<Guest> {
         self.vms.borrow_mut().push(name.to_owned());
         let definition = spec.write_definition(self.lab.folder(), name)?;
+        // In front: behind stand tables.
+        let text = format!("extra_args = {qemu_args:?}\n{}", fs::read_to_string(&definition)?);
+        fs::write(&definition, text)?;
         self.agent(host)
             .cli(["run".as_ref(), definition.as_os_str()])?
             .success()?;

@@ -106,6 +106,25 @@ fn a_target_that_may_not_touch_its_guests_memory_has_qemu_load_every_page() -> R
 }
 
 #[test]
+fn from_the_first_page_that_qemu_encodes_itself_all_go_through_qemu() -> Result<()> {
+    let lab = Lab::new()?;
+    let scenario = Scenario::set_up(&lab)?;
+    let spec = small_guest(0, Vec::new())?;
+    let xbzrle = ["-global", "migration.x-xbzrle=on"];
+    let mut guest = scenario.run_with(Host::A, "web", &spec, &xbzrle)?;
+    guest.ask(&format!("fill random {}", 16 * MIB))?;
+    // Steps counters in pages that are sent again in later rounds, as differences then.
+    guest.ask(&format!("dirty counter {} {}", 8 * MIB, 16 * MIB))?;
+    let flags = ["--bandwidth", "12MB/s", "--max-downtime", "150ms"];
+    let report = scenario.moves("web", Host::A, Host::B, &flags)?;
+    assert!(report["placed_bytes"].as_u64() > Some(16 * MIB), "{report:#}");
+    assert!(report["not_placed"].to_string().contains("xbzrle"), "{report:#}");
+    assert_eq!(report["stream_followed"], true, "{report:#}");
+    scenario.settles(&[], &["web"])?;
+    ensure_alive(&mut guest)
+}
+
+#[test]
 fn two_guests_pass_each_other() -> Result<()> {
     let lab = Lab::new()?;
     let scenario = Scenario::set_up(&lab)?;
