@@ -499,6 +499,29 @@ fn a_cancellation_at_any_step_before_the_release_leaves_the_guest_on_the_source(
     }
 }
 
+#[test]
+fn a_copy_that_died_is_taken_back_though_the_target_could_not_write_that() {
+    use Fate::*;
+    let mut world = World::new();
+    for fate in [
+        Journal,
+        Deliver,
+        DeliverBack,
+        Step,
+        Step,
+        Journal,
+        KillTargetQemu,
+        JournalFails,
+        DeliverBack,
+        Step,
+        DeliverBack,
+    ] {
+        world.suffer(fate);
+    }
+    world.heal();
+    assert_eq!((world.a_qemu, world.b_qemu), (Qemu::Running, Qemu::Absent));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5_000))]
     #[test]

@@ -86,7 +86,7 @@ enum State {
     Starting {
         failed: bool,
     },
-    /// `Dropped` is being written; the copy is gone.
+    /// `Dropped` is being written, if need be again and again; the copy is gone.
     Dropping(String),
     /// The VM is this host's and runs; the source may not have heard.
     Running,
@@ -256,9 +256,23 @@ impl Target {
                 vec![Do::Send(Message::Running { handover })]
             }
 
-            (State::Dropping(reason), On::Journaled(_)) => {
+            (State::Dropping(reason), On::Journaled(Ok(()))) => {
                 let reason = reason.clone();
                 self.finish_dropped(reason)
+            }
+            // The copy is gone, written or not, and the source may have released it: it has to be told until it is written.
+            (State::Dropping(reason), On::Journaled(Err(_))) => {
+                self.deadline = Some(now + INQUIRY_REPEAT);
+                vec![self.dropped(reason.clone())]
+            }
+            (State::Dropping(reason), On::Peer(message)) if message.is_release(&self.handover) => {
+                vec![self.dropped(reason.clone())]
+            }
+            (State::Dropping(_), On::Tick) => {
+                self.deadline = None;
+                vec![Do::Journal(Record::Dropped {
+                    handover: self.handover.clone(),
+                })]
             }
 
             (State::Reserving | State::Reserved | State::Receiving | State::Preparing(_), event) => match event {
@@ -302,13 +316,14 @@ impl Target {
 
     fn finish_dropped(&mut self, reason: String) -> Vec<TargetEffect> {
         self.enter(State::Finished, None);
-        vec![
-            TargetEffect::Send(Message::Dropped {
-                handover: self.handover.clone(),
-                reason,
-            }),
-            TargetEffect::Finish { owned: false },
-        ]
+        vec![self.dropped(reason), TargetEffect::Finish { owned: false }]
+    }
+
+    fn dropped(&self, reason: String) -> TargetEffect {
+        TargetEffect::Send(Message::Dropped {
+            handover: self.handover.clone(),
+            reason,
+        })
     }
 }
 
