@@ -27,6 +27,8 @@ use vmferry_core::{
 };
 
 const LANES: usize = 2;
+/// What a guest of 1 GiB has by default.
+const VERSIONS_BYTES_MAX: usize = 128 << 20;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -134,7 +136,7 @@ fn ferry(stream: &[u8], settings: &CodecSettings) -> Result<Run, Box<dyn Error>>
     let key = FingerprintKey::new([7; 32]);
     let mut run = Run::default();
     let mut builder = BatchBuilder::new();
-    let mut known = Known::new(Reach::All);
+    let mut known = Known::new(Reach::All, VERSIONS_BYTES_MAX);
     let mut digest = RunningDigest::new(&key);
     let mut encoders = (0..LANES).map(|_| settings.encoder()).collect::<Result<Vec<_>, _>>()?;
     let mut decoders = (0..LANES)

@@ -43,6 +43,8 @@ enum Content {
     Text(u8),
     Random(u8),
     Counter(u8),
+    /// A random page of which a few lines are of this version.
+    Edited(u8, u8),
 }
 
 impl Content {
@@ -57,6 +59,13 @@ impl Content {
             Content::Random(seed) => {
                 let mut page = vec![0; PAGE];
                 blake3::Hasher::new().update(&[*seed]).finalize_xof().fill(&mut page);
+                page
+            }
+            Content::Edited(seed, version) => {
+                let mut page = Content::Random(*seed).bytes();
+                for line in [0, usize::from(*version) % 64, 63] {
+                    page[line * 64..][..8].fill(*version);
+                }
                 page
             }
             Content::Counter(seed) => (0u64..512)
@@ -160,6 +169,7 @@ fn records() -> impl Strategy<Value = Vec<Record>> {
         (0u8..12).prop_map(Content::Text),
         (0u8..12).prop_map(Content::Random),
         (0u8..12).prop_map(Content::Counter),
+        (0u8..3, 0u8..100).prop_map(|(seed, version)| Content::Edited(seed, version)),
     ];
     let record = prop_oneof![
         8 => (place.clone(), content).prop_map(|((block, page), content)| Record::Page { block, page, content }),
@@ -196,6 +206,9 @@ fn key() -> FingerprintKey {
     FingerprintKey::new([7; 32])
 }
 
+/// Versions kept of all pages that a test has.
+const OF_ALL: usize = 1000;
+
 /// The source's side of a session.
 struct Source {
     known: Known,
@@ -205,9 +218,9 @@ struct Source {
 }
 
 impl Source {
-    fn new(reach: Reach, settings: &CodecSettings, lanes: usize) -> Self {
+    fn new(reach: Reach, versions: usize, settings: &CodecSettings, lanes: usize) -> Self {
         Self {
-            known: Known::new(reach),
+            known: Known::new(reach, versions * (PAGE + 64)),
             digest: RunningDigest::new(&key()),
             lanes: (0..lanes).map(|_| settings.encoder().unwrap()).collect(),
             stats: EncodingStats::default(),
@@ -282,9 +295,10 @@ fn ferry(
     codec: Codec,
     lanes: usize,
     reach: Reach,
+    versions: usize,
 ) -> EncodingStats {
     let batches = batches(stream, reads, batch_bytes);
-    let mut source = Source::new(reach, &settings(codec), lanes);
+    let mut source = Source::new(reach, versions, &settings(codec), lanes);
     let payloads: Vec<_> = batches.iter().map(|batch| source.payload(batch)).collect();
 
     let mut decoded = HashMap::new();
@@ -325,14 +339,15 @@ proptest! {
         batch_bytes in 1000usize..300_000,
         codec in prop_oneof![Just(Codec::Zstd), Just(Codec::Lz4), Just(Codec::Lz78)],
         lanes in 1usize..4,
-        reach in prop_oneof![Just(Reach::All), Just(Reach::Batches(0)), Just(Reach::Batches(RING_BATCHES))],
+        reach in prop_oneof![3 => Just(Reach::All), 1 => Just(Reach::Batches(0)), 1 => Just(Reach::Batches(RING_BATCHES))],
+        versions in prop_oneof![Just(0), Just(5), Just(OF_ALL)],
     ) {
-        ferry(&stream(&records), &reads, batch_bytes, codec, lanes, reach);
+        ferry(&stream(&records), &reads, batch_bytes, codec, lanes, reach, versions);
     }
 
     #[test]
     fn any_bytes_arrive_as_they_were(bytes in prop::collection::vec(any::<u8>(), 0..20_000), batch_bytes in 1usize..3000) {
-        ferry(&bytes, &[777], batch_bytes, Codec::Zstd, 2, Reach::All);
+        ferry(&bytes, &[777], batch_bytes, Codec::Zstd, 2, Reach::All, OF_ALL);
     }
 
     #[test]
@@ -343,7 +358,7 @@ proptest! {
         flip in 1u8..,
     ) {
         let batches = batches(&stream(&records), &[50_000], 60_000);
-        let mut source = Source::new(Reach::All, &settings(codec), 1);
+        let mut source = Source::new(Reach::All, OF_ALL, &settings(codec), 1);
         let mut payloads: Vec<_> = batches.iter().map(|batch| source.payload(batch)).collect();
         let mut target = position.index(payloads.iter().map(Vec::len).sum());
         for payload in &mut payloads {
@@ -400,14 +415,53 @@ fn every_encoding_is_used_where_it_should_be() {
             delta: vec![1, 2, 3],
         },
         page(4, Content::Text(1)),
+        page(5, Content::Edited(1, 1)),
+        page(5, Content::Edited(1, 2)),
+        page(5, Content::Edited(1, 3)),
     ];
-    let stats = ferry(&stream(&records), &[4096], 1 << 20, Codec::Zstd, 1, Reach::All);
-    let pages = [stats.zero, stats.same, stats.copy, stats.lz, stats.raw, stats.foreign].map(|tally| tally.pages);
-    assert_eq!(pages, [16, 1, 3, 1, 1, 1]);
+    let stats = ferry(&stream(&records), &[4096], 1 << 20, Codec::Zstd, 1, Reach::All, OF_ALL);
+    let tallies = [
+        stats.zero,
+        stats.same,
+        stats.copy,
+        stats.delta,
+        stats.lz,
+        stats.raw,
+        stats.foreign,
+    ];
+    assert_eq!(tallies.map(|tally| tally.pages), [16, 1, 3, 2, 1, 2, 1]);
     assert!(
-        stats.lz.wire_bytes < 400 && stats.copy.wire_bytes < 40 && stats.zero.wire_bytes < 40,
+        stats.lz.wire_bytes < 400
+            && stats.copy.wire_bytes < 40
+            && stats.delta.wire_bytes < 300
+            && stats.zero.wire_bytes < 40,
         "{stats:?}"
     );
+}
+
+#[test]
+fn a_page_sent_long_ago_is_the_base_of_its_difference() {
+    let edited = |version| Record::Page {
+        block: 0,
+        page: 0,
+        content: Content::Edited(200, version),
+    };
+    let mut records = vec![edited(1)];
+    records.extend(filler());
+    records.extend([edited(2), Record::NextSection, edited(3)]);
+    let stats = ferry(&stream(&records), &[65536], 1 << 20, Codec::Zstd, 2, Reach::All, OF_ALL);
+    assert_eq!(stats.delta.pages, 2, "{stats:?}");
+    let unreachable = Reach::Batches(RING_BATCHES);
+    let stats = ferry(
+        &stream(&records),
+        &[65536],
+        1 << 20,
+        Codec::Zstd,
+        2,
+        unreachable,
+        OF_ALL,
+    );
+    assert_eq!(stats.delta.pages, 0, "{stats:?}");
 }
 
 #[test]
@@ -428,7 +482,7 @@ fn pages_sent_long_ago_are_read_from_the_guests_memory() {
         page: 0,
         content: Content::Text(200),
     });
-    let stats = ferry(&stream(&records), &[65536], 1 << 20, Codec::Zstd, 2, Reach::All);
+    let stats = ferry(&stream(&records), &[65536], 1 << 20, Codec::Zstd, 2, Reach::All, OF_ALL);
     assert_eq!(stats.lz.pages, 1);
 }
 
@@ -457,6 +511,7 @@ fn a_target_that_cannot_read_its_guest_is_sent_old_pages_again() {
         Codec::Zstd,
         2,
         Reach::Batches(RING_BATCHES),
+        OF_ALL,
     );
     assert_eq!(
         stats.lz.pages, 2,
@@ -497,6 +552,7 @@ fn a_page_overwritten_by_zeros_or_a_foreign_record_is_not_referred_to() {
             Codec::Lz4,
             1,
             Reach::All,
+            OF_ALL,
         );
         assert_eq!((stats.lz.pages, stats.copy.pages), (before, 0));
     }
@@ -505,7 +561,7 @@ fn a_page_overwritten_by_zeros_or_a_foreign_record_is_not_referred_to() {
 #[test]
 fn a_batch_out_of_order_or_twice_is_refused() {
     let batches = batches(&stream(&filler()), &[65536], 1 << 19);
-    let mut source = Source::new(Reach::All, &settings(Codec::Zstd), 1);
+    let mut source = Source::new(Reach::All, OF_ALL, &settings(Codec::Zstd), 1);
     let payloads: Vec<_> = batches.iter().map(|batch| source.payload(batch)).collect();
     let mut decoder = Decoder::new(key(), &settings(Codec::Zstd)).unwrap();
     let mut assembler = Assembler::new(key());
@@ -524,7 +580,7 @@ fn a_batch_out_of_order_or_twice_is_refused() {
 #[test]
 fn a_session_with_another_key_is_refused() {
     let batches = batches(&stream(&filler()[..20]), &[65536], 1 << 19);
-    let payload = Source::new(Reach::All, &settings(Codec::Zstd), 1).payload(&batches[0]);
+    let payload = Source::new(Reach::All, OF_ALL, &settings(Codec::Zstd), 1).payload(&batches[0]);
     let other = FingerprintKey::new([8; 32]);
     let decoded = Decoder::new(other.clone(), &settings(Codec::Zstd))
         .unwrap()

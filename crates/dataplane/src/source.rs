@@ -35,6 +35,8 @@ pub struct Settings {
     pub key: FingerprintKey,
     /// Which pages the target can be referred to.
     pub reach: Reach,
+    /// Memory for pages as they were sent, bytes: pages sent again cross as their difference to these.
+    pub versions_bytes_max: usize,
     /// The most that all lanes together may send, bytes per second.
     pub bandwidth: Option<u64>,
 }
@@ -137,7 +139,7 @@ impl Source {
         let reader_socket = qemu.try_clone()?;
         let shared = Arc::new(Shared {
             ordered: InTurn::new(Ordered {
-                known: Known::new(settings.reach),
+                known: Known::new(settings.reach, settings.versions_bytes_max),
                 digest: RunningDigest::new(&settings.key),
                 sent: PageSet::default(),
                 blocks: Vec::new(),

@@ -110,6 +110,7 @@ fn pair(lanes: Vec<[(Sender, Receiver); 2]>, codec: CodecSettings) -> Pair {
         codec,
         key,
         reach: Reach::Batches(RING_BATCHES),
+        versions_bytes_max: 0,
         bandwidth: None,
     };
     let source = source::Source::start(into_source, ours, settings, move |event| drop(to_test.send(event))).unwrap();
@@ -272,6 +273,7 @@ fn an_acknowledgement_of_what_was_not_sent_ends_the_source_and_holds_nobody_up()
         codec: CodecSettings::default(),
         key: FingerprintKey::new([7; 32]),
         reach: Reach::Batches(RING_BATCHES),
+        versions_bytes_max: 0,
         bandwidth: None,
     };
     let (to_test, from_source) = channel();

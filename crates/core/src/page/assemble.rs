@@ -3,6 +3,7 @@
 use super::{
     batch::{Batch, Op},
     decode::{Content, Decoded},
+    delta,
     digest::{RunningDigest, StreamDigest},
     fingerprint::{Fingerprint, FingerprintKey},
     page_set::PageSet,
@@ -53,6 +54,9 @@ pub enum AssembleError {
         /// Bytes from the block's start.
         offset: u64,
     },
+    /// A difference that is none of a page.
+    #[error("a page's difference makes no sense; source and target do not agree, start the migration again")]
+    Delta,
     /// The guest's memory.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -93,6 +97,7 @@ impl Assembler {
             mut batch,
             after,
             pages,
+            deltas,
         } = decoded;
         if batch.seq != self.next_seq {
             return Err(AssembleError::Order {
@@ -100,7 +105,7 @@ impl Assembler {
                 expected: self.next_seq,
             });
         }
-        let fingerprints = self.fill(&mut batch, &pages, read)?;
+        let fingerprints = self.fill(&mut batch, &pages, &deltas, read)?;
         let digest = self.key.batch(&batch, &fingerprints);
         if self.digest.extend(batch.stream().len(), digest) != after {
             return Err(AssembleError::Differs { bytes: after.bytes });
@@ -146,6 +151,7 @@ impl Assembler {
         &mut self,
         batch: &mut Batch,
         pages: &[Content],
+        deltas: &[u8],
         read: &mut ReadMemory<'_>,
     ) -> Result<Vec<Fingerprint>, AssembleError> {
         let mut sources = pages.iter();
@@ -158,8 +164,16 @@ impl Assembler {
                 Op::Page { at, start, .. } => {
                     let (at, start) = (*at, *start);
                     self.touch(at.block, at.offset, 1, batch.page_bytes)?;
-                    if let Some(Content::At(block, offset)) = sources.next() {
-                        self.copy(batch, start, *block, *offset, read)?;
+                    match sources.next() {
+                        Some(Content::At(block, offset)) => self.copy(batch, start, *block, *offset, read)?,
+                        Some(Content::Delta(range)) => {
+                            self.copy(batch, start, at.block, at.offset, read)?;
+                            let page = &mut batch.stream[start..start + self.page_bytes];
+                            if !delta::apply(&deltas[range.clone()], page) {
+                                return Err(AssembleError::Delta);
+                            }
+                        }
+                        Some(Content::Here(_)) | None => {}
                     }
                     self.ring.note(at.block, at.offset, At { seq: batch.seq, start });
                 }
@@ -168,12 +182,12 @@ impl Assembler {
         let filled: Vec<&[u8]> = batch
             .pages()
             .zip(pages)
-            .filter_map(|(content, page)| matches!(page, Content::At(..)).then_some(content))
+            .filter_map(|(content, page)| (!matches!(page, Content::Here(_))).then_some(content))
             .collect();
         let mut filled = self.key.contents(&filled).into_iter();
         let fingerprint = |page: &Content| match page {
             Content::Here(fingerprint) => Some(*fingerprint),
-            Content::At(..) => filled.next(),
+            Content::At(..) | Content::Delta(_) => filled.next(),
         };
         Ok(pages.iter().filter_map(fingerprint).collect())
     }

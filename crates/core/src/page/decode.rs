@@ -5,6 +5,7 @@
 
 use super::{
     batch::{Batch, Op},
+    delta,
     digest::StreamDigest,
     fingerprint::{Fingerprint, FingerprintKey},
     lz::{CodecSettings, Decode, LzError},
@@ -33,15 +34,19 @@ pub struct Decoded {
     pub(super) after: StreamDigest,
     /// Per page, in order: the fingerprint of its content, or where the content has to be taken from.
     pub(super) pages: Vec<Content>,
+    /// What [`Content::Delta`] refers to.
+    pub(super) deltas: Vec<u8>,
 }
 
 /// A page of [`Decoded`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Content {
     /// It is in the stream bytes, and this is its fingerprint.
     Here(Fingerprint),
     /// It is what the target holds at that offset of that block.
     At(BlockId, u64),
+    /// It is what the target holds at its own address, changed by this part of the differences.
+    Delta(Range<usize>),
 }
 
 /// What is wrong with a payload. The session is over then: frames have a checksum, so this is a sender that is broken or
@@ -113,6 +118,7 @@ impl Decoder {
             next: None,
             stream: Canvas::on(std::mem::take(&mut self.buffer)),
             plain: Vec::new(),
+            deltas: Vec::new(),
             ops: Vec::new(),
             pages: Vec::new(),
             record: Vec::new(),
@@ -121,9 +127,9 @@ impl Decoder {
         if build.plain_left > 0 || !build.raw.is_empty() {
             return Err(DecodeError::Malformed("content that no operation uses"));
         }
-        let mut stream = build.stream.into_bytes();
+        let (mut stream, mut deltas) = (build.stream.into_bytes(), build.deltas);
         if !build.plain.is_empty() {
-            self.lz.decode(lz, &mut parts(&mut stream, &build.plain))?;
+            self.lz.decode(lz, &mut parts(&mut stream, &mut deltas, &build.plain))?;
         }
         let batch = Batch {
             seq: header.seq,
@@ -139,6 +145,7 @@ impl Decoder {
             batch,
             after: header.after,
             pages,
+            deltas,
         })
     }
 
@@ -151,7 +158,7 @@ impl Decoder {
             .collect();
         let here = pages.iter_mut().filter_map(|page| match page {
             Content::Here(fingerprint) => Some(fingerprint),
-            Content::At(..) => None,
+            Content::At(..) | Content::Delta(_) => None,
         });
         for (page, fingerprint) in here.zip(self.key.contents(&contents)) {
             *page = fingerprint;
@@ -159,15 +166,32 @@ impl Decoder {
     }
 }
 
-/// The parts of `whole` in these ranges, which are in order.
-fn parts<'a>(whole: &'a mut [u8], ranges: &[Range<usize>]) -> Vec<&'a mut [u8]> {
-    let mut parts = Vec::with_capacity(ranges.len());
-    let (mut rest, mut passed) = (whole, 0);
-    for range in ranges {
-        let (_, from) = rest.split_at_mut(range.start - passed);
-        let (part, behind) = from.split_at_mut(range.len());
-        parts.push(part);
-        (rest, passed) = (behind, range.end);
+/// Where a part of the LZ section belongs.
+enum Plain {
+    /// There in the stream.
+    Stream(Range<usize>),
+    /// Behind the differences before it, so many bytes.
+    Delta(usize),
+}
+
+/// Those parts, in order; the ranges are in order, too.
+fn parts<'a>(stream: &'a mut [u8], deltas: &'a mut [u8], plain: &[Plain]) -> Vec<&'a mut [u8]> {
+    let mut parts = Vec::with_capacity(plain.len());
+    let (mut stream, mut deltas, mut passed) = (stream, deltas, 0);
+    for part in plain {
+        match part {
+            Plain::Stream(range) => {
+                let (_, from) = stream.split_at_mut(range.start - passed);
+                let (part, behind) = from.split_at_mut(range.len());
+                parts.push(part);
+                (stream, passed) = (behind, range.end);
+            }
+            Plain::Delta(bytes) => {
+                let (part, behind) = deltas.split_at_mut(*bytes);
+                parts.push(part);
+                deltas = behind;
+            }
+        }
     }
     parts
 }
@@ -246,8 +270,10 @@ struct Build<'a> {
     /// The page behind the last operation that had an address.
     next: Option<(BlockId, u64)>,
     stream: Canvas,
-    /// Where in the stream the LZ section's bytes belong, in order.
-    plain: Vec<Range<usize>>,
+    /// Where the LZ section's bytes belong, in order.
+    plain: Vec<Plain>,
+    /// Room for the differences.
+    deltas: Vec<u8>,
     ops: Vec<Op>,
     /// Fingerprints are still to be computed.
     pages: Vec<Content>,
@@ -276,7 +302,7 @@ impl Build<'_> {
             Kind::Bytes => self.bytes(from),
             Kind::Blocks => self.blocks(from),
             Kind::Foreign => self.foreign(from, flags),
-            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy => self.run(from, kind, flags),
+            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy | Kind::Delta => self.run(from, kind, flags),
         }
     }
 
@@ -335,8 +361,17 @@ impl Build<'_> {
     fn lz_bytes(&mut self, length: usize) -> Option<Range<usize>> {
         self.plain_left = self.plain_left.checked_sub(length)?;
         let range = self.stream.leave_out(length);
-        self.plain.push(range.clone());
+        self.plain.push(Plain::Stream(range.clone()));
         Some(range)
+    }
+
+    /// Room for the LZ section's next bytes among the differences; `None` if it has fewer left.
+    fn delta(&mut self, length: usize) -> Option<Range<usize>> {
+        self.plain_left = self.plain_left.checked_sub(length)?;
+        self.plain.push(Plain::Delta(length));
+        let start = self.deltas.len();
+        self.deltas.resize(start + length, 0);
+        Some(start..start + length)
     }
 
     /// Writes a record up to its content; returns where it begins.
@@ -365,6 +400,12 @@ impl Build<'_> {
             Kind::Copy => Some(self.copied_from(from, pages)?),
             _ => None,
         };
+        let mut lines = if kind == Kind::Delta {
+            let lines = from.bytes(pages as usize);
+            lines.ok_or(DecodeError::Malformed("lines of differences"))?.iter()
+        } else {
+            [].iter()
+        };
         if kind == Kind::Zero {
             let record = self.stream.end;
             self.ops.push(Op::Zero { at, record, pages });
@@ -381,7 +422,8 @@ impl Build<'_> {
                 self.record(RecordKind::Zero, &at, name);
                 self.check_size()?;
             } else {
-                self.page(kind, at, name, source.map(|(block, offset)| (block, offset + ahead)))?;
+                let source = source.map(|(block, offset)| (block, offset + ahead));
+                self.page(kind, at, name, source, lines.next().copied())?;
             }
         }
         Ok(())
@@ -393,12 +435,17 @@ impl Build<'_> {
         at: PageAt,
         name: &BlockName,
         source: Option<(BlockId, u64)>,
+        lines: Option<u8>,
     ) -> Result<(), DecodeError> {
         let record = self.record(RecordKind::Page, &at, name);
         let start = self.stream.end;
         let few = DecodeError::Malformed("fewer pages than said");
         if let Some((block, offset)) = source {
             self.pages.push(Content::At(block, offset));
+            self.stream.leave_out(self.page_bytes);
+        } else if let Some(lines) = lines {
+            let delta = self.delta(delta::bytes(lines, self.page_bytes));
+            self.pages.push(Content::Delta(delta.ok_or(few)?));
             self.stream.leave_out(self.page_bytes);
         } else {
             if kind == Kind::Raw {

@@ -2,6 +2,7 @@
 
 use super::{
     batch::{Batch, Op},
+    delta,
     digest::StreamDigest,
     entropy::is_compressible,
     known::Class,
@@ -10,6 +11,7 @@ use super::{
     stats::{EncodingStats, Tally},
 };
 use crate::qemu::{BlockId, PageAt};
+use std::ops::Range;
 
 /// Appends the batch's payload to `out`, and what it cost to `stats`.
 ///
@@ -37,11 +39,12 @@ pub fn encode(
         other_wire_bytes: HEADER_BYTES as u64,
         ..EncodingStats::default()
     };
+    let deltas = Deltas::of(batch, classes);
     let Sections {
         lz: plain,
         raw,
         foreign_bytes,
-    } = operations(batch, classes, out, &mut cost);
+    } = operations(batch, classes, &deltas, out, &mut cost);
     let operations_bytes = out.len() - start - HEADER_BYTES;
 
     let plain_bytes: usize = plain.iter().map(|piece| piece.len()).sum();
@@ -65,12 +68,41 @@ pub fn encode(
             .unwrap_or(0)
     };
     let pages_share = share(cost.lz.pages * batch.page_bytes() as u64);
+    let delta_share = share(deltas.bytes.len() as u64);
     let foreign_share = share(foreign_bytes as u64);
     cost.lz.wire_bytes += pages_share;
+    cost.delta.wire_bytes += delta_share;
     cost.foreign.wire_bytes += foreign_share;
-    cost.other_wire_bytes += lz_bytes as u64 - pages_share - foreign_share;
+    cost.other_wire_bytes += lz_bytes as u64 - pages_share - delta_share - foreign_share;
     *stats += cost;
     Ok(())
+}
+
+/// The differences of those pages of a batch that cross so.
+struct Deltas {
+    bytes: Vec<u8>,
+    /// By page: where in `bytes`, and how many lines.
+    of_pages: Vec<Option<(Range<usize>, u8)>>,
+}
+
+impl Deltas {
+    fn of(batch: &Batch, classes: &[Class]) -> Self {
+        let mut deltas = Self {
+            bytes: Vec::new(),
+            of_pages: Vec::with_capacity(classes.len()),
+        };
+        for (now, class) in batch.pages().zip(classes) {
+            let start = deltas.bytes.len();
+            let lines = match class {
+                Class::New { before: Some(before) } => delta::between(before, now, &mut deltas.bytes),
+                _ => None,
+            };
+            deltas
+                .of_pages
+                .push(lines.map(|lines| (start..deltas.bytes.len(), lines)));
+        }
+        deltas
+    }
 }
 
 /// What stands behind the operations.
@@ -81,7 +113,13 @@ struct Sections<'a> {
     foreign_bytes: usize,
 }
 
-fn operations<'a>(batch: &'a Batch, classes: &[Class], out: &mut Vec<u8>, cost: &mut EncodingStats) -> Sections<'a> {
+fn operations<'a>(
+    batch: &'a Batch,
+    classes: &[Class],
+    deltas: &'a Deltas,
+    out: &mut Vec<u8>,
+    cost: &mut EncodingStats,
+) -> Sections<'a> {
     let mut writer = Writer {
         out,
         cost,
@@ -94,7 +132,7 @@ fn operations<'a>(batch: &'a Batch, classes: &[Class], out: &mut Vec<u8>, cost: 
         raw: Vec::new(),
         foreign_bytes: 0,
     };
-    let mut classes = classes.iter();
+    let (mut classes, mut of_pages) = (classes.iter(), deltas.of_pages.iter());
     for op in batch.ops() {
         match op {
             Op::Bytes(range) => {
@@ -109,19 +147,27 @@ fn operations<'a>(batch: &'a Batch, classes: &[Class], out: &mut Vec<u8>, cost: 
                     name: batch.name(at, *record),
                     pages: *pages,
                     from: None,
+                    lines: Vec::new(),
                 });
             }
             Op::Page { at, record, start } => {
                 let content = batch.page(*start);
-                let (kind, from) = match classes.next() {
-                    Some(Class::Same) => (Kind::Same, None),
-                    Some(Class::Copy { block, page }) => (Kind::Copy, Some((*block, *page))),
-                    Some(Class::New) | None if is_compressible(content) => (Kind::Lz, None),
-                    Some(Class::New) | None => (Kind::Raw, None),
+                let delta = of_pages.next().and_then(Option::as_ref);
+                let (kind, from) = match (classes.next(), delta) {
+                    (Some(Class::Same), _) => (Kind::Same, None),
+                    (Some(Class::Copy { block, page }), _) => (Kind::Copy, Some((*block, *page))),
+                    (Some(Class::New { .. }) | None, Some(_)) => (Kind::Delta, None),
+                    (Some(Class::New { .. }) | None, None) if is_compressible(content) => (Kind::Lz, None),
+                    (Some(Class::New { .. }) | None, None) => (Kind::Raw, None),
                 };
-                match kind {
-                    Kind::Lz => sections.lz.push(content),
-                    Kind::Raw => sections.raw.push(content),
+                let mut lines = Vec::new();
+                match (kind, delta) {
+                    (Kind::Delta, Some((range, count))) => {
+                        sections.lz.push(&deltas.bytes[range.clone()]);
+                        lines.push(*count);
+                    }
+                    (Kind::Lz, _) => sections.lz.push(content),
+                    (Kind::Raw, _) => sections.raw.push(content),
                     _ => {}
                 }
                 writer.pages(Run {
@@ -130,6 +176,7 @@ fn operations<'a>(batch: &'a Batch, classes: &[Class], out: &mut Vec<u8>, cost: 
                     name: batch.name(at, *record),
                     pages: 1,
                     from,
+                    lines,
                 });
             }
             Op::Foreign { block, offset, range } => {
@@ -151,6 +198,8 @@ struct Run<'a> {
     pages: u64,
     /// Where the first page is copied from.
     from: Option<(BlockId, u64)>,
+    /// Lines changed, of each page of differences.
+    lines: Vec<u8>,
 }
 
 impl Run<'_> {
@@ -177,7 +226,10 @@ struct Writer<'a, 'b> {
 impl<'b> Writer<'_, 'b> {
     fn pages(&mut self, run: Run<'b>) {
         match &mut self.run {
-            Some(open) if open.goes_on_with(&run, self.page_bytes) => open.pages += run.pages,
+            Some(open) if open.goes_on_with(&run, self.page_bytes) => {
+                open.pages += run.pages;
+                open.lines.extend(run.lines);
+            }
             _ => {
                 self.close();
                 self.run = Some(run);
@@ -228,11 +280,13 @@ impl<'b> Writer<'_, 'b> {
             put_varint(u64::from(block.0), self.out);
             put_varint(page, self.out);
         }
+        self.out.extend(&run.lines);
         let tally = match run.kind {
             Kind::Zero => &mut self.cost.zero,
             Kind::Same => &mut self.cost.same,
             Kind::Copy => &mut self.cost.copy,
             Kind::Raw => &mut self.cost.raw,
+            Kind::Delta => &mut self.cost.delta,
             _ => &mut self.cost.lz,
         };
         *tally += Tally {

@@ -3,11 +3,14 @@
 //! Two tables: the fingerprint of what each page was last sent as, and, for each fingerprint, where it was sent last. An
 //! entry of the second is dropped as soon as its page is sent with other content, so it always names a page whose content
 //! at the target is exactly that, as of this point of the stream.
+//!
+//! Beside them, within a bound, the contents themselves: [`Versions`].
 
 use super::{
     batch::{Batch, Op},
     fingerprint::Fingerprint,
     sparse::Sparse,
+    versions::Versions,
 };
 use crate::qemu::BlockId;
 use std::{
@@ -17,10 +20,13 @@ use std::{
 };
 
 /// How a page's content reaches the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The target has to be sent the content.
-    New,
+    New {
+        /// What the page holds at the target at this point of the stream, where that is known and may be referred to.
+        before: Option<Box<[u8]>>,
+    },
     /// The page holds that content at the target already.
     Same,
     /// Another page holds it there, at this point of the stream.
@@ -57,7 +63,8 @@ fn packed(block: BlockId, page: u64) -> u64 {
     u64::from(block.0) << PAGE_BITS | page
 }
 
-/// What the target holds. Takes 16 bytes a page sent (in chunks of 512) and 38 to 75 a distinct content.
+/// What the target holds. Takes 16 bytes a page sent (in chunks of 512), 38 to 75 a distinct content, and what [`Versions`]
+/// may take.
 #[derive(Debug)]
 pub struct Known {
     reach: Reach,
@@ -65,16 +72,19 @@ pub struct Known {
     /// the default but with probability 2^-128, and then it is sent again.
     held: Sparse<Fingerprint>,
     index: HashMap<Fingerprint, Place, BuildHasherDefault<FirstBytes>>,
+    versions: Versions,
     postcopy: bool,
 }
 
 impl Known {
-    /// Knows of nothing yet.
-    pub fn new(reach: Reach) -> Self {
+    /// Knows of nothing yet. Contents of pages are kept in up to `versions_bytes_max` of memory, if all pages may be
+    /// referred to.
+    pub fn new(reach: Reach, versions_bytes_max: usize) -> Self {
         Self {
             reach,
             held: Sparse::default(),
             index: HashMap::default(),
+            versions: Versions::new(if reach == Reach::All { versions_bytes_max } else { 0 }),
             postcopy: false,
         }
     }
@@ -86,22 +96,31 @@ impl Known {
             // From here on the guest runs at the target and changes its pages itself, or they were discarded.
             *self = Self {
                 postcopy: true,
-                ..Self::new(self.reach)
+                ..Self::new(self.reach, 0)
             };
         }
         if self.postcopy {
-            return vec![Class::New; fingerprints.len()];
+            return vec![Class::New { before: None }; fingerprints.len()];
         }
         let page_bytes = (batch.page_bytes() as u64).max(1);
         let mut fingerprints = fingerprints.iter();
         let mut classes = Vec::with_capacity(fingerprints.len());
         for op in batch.ops() {
             match op {
-                Op::Page { at, .. } => {
+                Op::Page { at, start, .. } => {
                     let Some(fingerprint) = fingerprints.next() else {
                         break;
                     };
-                    classes.push(self.page(at.block, at.offset / page_bytes, *fingerprint, batch.seq));
+                    let page = at.offset / page_bytes;
+                    let again = self.held.get(at.block, page) != Fingerprint::default();
+                    let mut class = self.page(at.block, page, *fingerprint, batch.seq);
+                    if class != Class::Same && self.versions.keeps_any() {
+                        let kept = self.versions.replace(at.block, page, batch.page(*start), again);
+                        if let Class::New { before } = &mut class {
+                            *before = kept;
+                        }
+                    }
+                    classes.push(class);
                 }
                 Op::Zero { at, pages, .. } => {
                     let first = at.offset / page_bytes;
@@ -121,7 +140,7 @@ impl Known {
     pub fn memory_bytes(&self) -> usize {
         // The standard table has one control byte per slot and keeps an eighth of its slots free.
         let slots = self.index.capacity() / 7 * 8;
-        self.held.memory_bytes() + slots * (size_of::<(Fingerprint, Place)>() + 1)
+        self.versions.memory_bytes() + self.held.memory_bytes() + slots * (size_of::<(Fingerprint, Place)>() + 1)
     }
 
     fn page(&mut self, block: BlockId, page: u64, fingerprint: Fingerprint, seq: u64) -> Class {
@@ -146,13 +165,14 @@ impl Known {
                 block: BlockId((place.packed >> PAGE_BITS) as u16),
                 page: place.packed & ((1 << PAGE_BITS) - 1),
             },
-            None => Class::New,
+            None => Class::New { before: None },
         }
     }
 
     fn forget(&mut self, block: BlockId, pages: Range<u64>) {
         self.held.for_each_present(block, pages, |page, held| {
             let before = std::mem::take(held);
+            self.versions.forget(block, page);
             if self
                 .index
                 .get(&before)
@@ -216,6 +236,8 @@ mod tests {
         Fingerprint(crate::page::fingerprint::truncated(hash.as_bytes()))
     }
 
+    const NEW: Class = Class::New { before: None };
+
     fn copy(page: u64) -> Class {
         Class::Copy {
             block: BlockId(0),
@@ -225,46 +247,46 @@ mod tests {
 
     #[test]
     fn a_page_sent_before_is_same_where_it_was_and_a_copy_elsewhere() {
-        let mut known = Known::new(Reach::All);
+        let mut known = Known::new(Reach::All, 0);
         let classes = known.classify(&batch(0, &[1, 2, 1]), &[content(1); 3]);
-        assert_eq!(classes, [Class::New, copy(1), Class::Same]);
+        assert_eq!(classes, [NEW, copy(1), Class::Same]);
         let classes = known.classify(&batch(1, &[2, 3]), &[content(1); 2]);
         assert_eq!(classes, [Class::Same, copy(2)]);
     }
 
     #[test]
     fn a_page_overwritten_is_referred_to_no_more() {
-        let mut known = Known::new(Reach::All);
+        let mut known = Known::new(Reach::All, 0);
         known.classify(&batch(0, &[1, 1]), &[content(1), content(2)]);
         let classes = known.classify(&batch(1, &[5, 6]), &[content(1), content(2)]);
-        assert_eq!(classes, [Class::New, copy(1)]);
+        assert_eq!(classes, [NEW, copy(1)]);
     }
 
     #[test]
     fn a_short_reach_sends_again_what_was_sent_too_long_ago() {
-        let mut known = Known::new(Reach::Batches(2));
+        let mut known = Known::new(Reach::Batches(2), 0);
         known.classify(&batch(0, &[1]), &[content(1)]);
         assert_eq!(known.classify(&batch(2, &[1]), &[content(1)]), [Class::Same]);
-        assert_eq!(known.classify(&batch(5, &[1]), &[content(1)]), [Class::New]);
+        assert_eq!(known.classify(&batch(5, &[1]), &[content(1)]), [NEW]);
         assert_eq!(known.classify(&batch(6, &[2]), &[content(1)]), [copy(1)]);
         assert_eq!(known.classify(&batch(8, &[1]), &[content(1)]), [copy(2)]);
     }
 
     #[test]
     fn nothing_is_referred_to_once_post_copy_begins() {
-        let mut known = Known::new(Reach::All);
+        let mut known = Known::new(Reach::All, 0);
         known.classify(&batch(0, &[1]), &[content(1)]);
         let switch = Batch {
             postcopy: true,
             ..batch(1, &[1, 2])
         };
-        assert_eq!(known.classify(&switch, &[content(1); 2]), [Class::New; 2]);
+        assert_eq!(known.classify(&switch, &[content(1); 2]), [NEW, NEW]);
         assert_eq!(known.memory_bytes(), 0);
     }
 
     #[test]
     fn memory_follows_the_pages_seen_and_not_where_they_are() {
-        let mut known = Known::new(Reach::All);
+        let mut known = Known::new(Reach::All, 0);
         let far_apart: Vec<u64> = (0..100).map(|index| index << 28).collect();
         let contents: Vec<_> = (0..100).map(content).collect();
         known.classify(&batch(0, &far_apart), &contents);
@@ -273,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_gib_of_distinct_pages_takes_less_than_a_fortieth_of_it() {
-        let mut known = Known::new(Reach::All);
+        let mut known = Known::new(Reach::All, 0);
         let pages: Vec<u64> = (0..1 << 18).collect();
         let contents: Vec<_> = pages.iter().copied().map(content).collect();
         for (seq, pages) in pages.chunks(128).enumerate() {

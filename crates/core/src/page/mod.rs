@@ -8,6 +8,8 @@
 //! | [`fingerprint`] | when two pages count as equal |
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
+//! | [`versions`] | pages as they were last sent, within a bound |
+//! | `delta` | a page as its difference to what the target holds |
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
 //! | `entropy` | which pages are not worth an LZ coder's time |
 //! | [`payload`] | the layout of an encoded batch |
@@ -31,6 +33,7 @@ pub mod assemble;
 pub mod batch;
 pub mod builder;
 pub mod decode;
+mod delta;
 pub mod digest;
 pub mod encode;
 mod entropy;
@@ -43,6 +46,7 @@ pub mod payload;
 mod ring;
 mod sparse;
 pub mod stats;
+pub mod versions;
 
 pub use assemble::{AssembleError, Assembler, ReadError};
 pub use batch::{Batch, Op};

@@ -26,8 +26,9 @@
 //! | 5 | pages that the target holds at that address | address, n pages |
 //! | 6 | pages that the target holds elsewhere | address, n pages, n block and n page of the first of them |
 //! | 7 | a foreign record, from the LZ section | address, n bytes |
+//! | 8 | pages by their difference to what the target holds at that address, from the LZ section | address, n pages, for each a byte: lines changed |
 //!
-//! The kind is the tag's lower three bits. The bit [`NAMED`] says that the (first) record carries the name of its block,
+//! The kind is the tag's lower four bits. The bit [`NAMED`] says that the (first) record carries the name of its block,
 //! which then follows the tag (u8 length, name). The bit [`FOLLOWS`] says that the address is the page behind the operation
 //! before; without it the address follows: n block, n page. A run's pages are neighbours, and so are the pages copied from.
 
@@ -36,10 +37,10 @@ use crate::qemu::BlockName;
 /// Bytes in front of the operations.
 pub const HEADER_BYTES: usize = 49;
 /// Tag bit: the record carries its block's name.
-pub const NAMED: u8 = 0x08;
+pub const NAMED: u8 = 0x10;
 /// Tag bit: the page behind the operation before.
-pub const FOLLOWS: u8 = 0x10;
-const KIND_BITS: u8 = 0x07;
+pub const FOLLOWS: u8 = 0x20;
+const KIND_BITS: u8 = 0x0f;
 
 /// What an operation of the payload is; the lower bits of its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +62,12 @@ pub enum Kind {
     Copy = 6,
     /// A record whose meaning we don't know.
     Foreign = 7,
+    /// Pages by their difference to what the target holds at the same address.
+    Delta = 8,
 }
 
 impl Kind {
-    /// Splits a tag into its kind and its flags; `None` if a bit is set that means nothing.
+    /// Splits a tag into its kind and its flags; `None` if it means nothing.
     pub(super) fn from_tag(tag: u8) -> Option<(Self, u8)> {
         let kind = match tag & KIND_BITS {
             0 => Self::Bytes,
@@ -74,7 +77,9 @@ impl Kind {
             4 => Self::Raw,
             5 => Self::Same,
             6 => Self::Copy,
-            _ => Self::Foreign,
+            7 => Self::Foreign,
+            8 => Self::Delta,
+            _ => return None,
         };
         let flags = tag & !KIND_BITS;
         let allowed = match kind {
@@ -182,6 +187,7 @@ mod tests {
             Some((Kind::Copy, NAMED | FOLLOWS))
         );
         assert_eq!(Kind::from_tag(Kind::Bytes as u8 | NAMED), None);
-        assert_eq!(Kind::from_tag(0x20), None);
+        assert_eq!(Kind::from_tag(0x40), None);
+        assert_eq!(Kind::from_tag(9), None);
     }
 }

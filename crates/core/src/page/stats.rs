@@ -21,6 +21,8 @@ pub struct EncodingStats {
     pub same: Tally,
     /// Pages that the target held at another address.
     pub copy: Tally,
+    /// Pages as the difference to what the target held at that address, through the LZ coder.
+    pub delta: Tally,
     /// Pages through the LZ coder.
     pub lz: Tally,
     /// Pages as they are, because LZ does not pay.
@@ -44,8 +46,16 @@ impl EncodingStats {
         self.tallies().iter().map(|tally| tally.wire_bytes).sum::<u64>() + self.other_wire_bytes
     }
 
-    fn tallies(&self) -> [Tally; 6] {
-        [self.zero, self.same, self.copy, self.lz, self.raw, self.foreign]
+    fn tallies(&self) -> [Tally; 7] {
+        [
+            self.zero,
+            self.same,
+            self.copy,
+            self.delta,
+            self.lz,
+            self.raw,
+            self.foreign,
+        ]
     }
 }
 
@@ -61,6 +71,7 @@ impl AddAssign for EncodingStats {
         self.zero += other.zero;
         self.same += other.same;
         self.copy += other.copy;
+        self.delta += other.delta;
         self.lz += other.lz;
         self.raw += other.raw;
         self.foreign += other.foreign;

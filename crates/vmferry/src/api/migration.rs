@@ -56,6 +56,10 @@ pub struct MigrateRequest {
     /// TCP connections, and threads that encode, 1 to 64; chosen from the host's processors if absent.
     #[serde(default)]
     pub lanes: Option<usize>,
+    /// Memory of the source's agent for pages as they were sent, so that pages sent again cross as differences, bytes; an
+    /// eighth of the guest's memory if absent, none if 0.
+    #[serde(default)]
+    pub delta_memory_bytes: Option<u64>,
     /// The longest pause of the guest that is acceptable, milliseconds.
     #[serde(default = "MigrateRequest::default_max_downtime_ms")]
     pub max_downtime_ms: u64,
@@ -88,6 +92,7 @@ impl MigrateRequest {
             codec: CodecChoice::default(),
             level: None,
             lanes: None,
+            delta_memory_bytes: None,
             max_downtime_ms: Self::default_max_downtime_ms(),
             bandwidth_bytes_s: None,
             timeout_s: Self::default_timeout_s(),
@@ -221,6 +226,9 @@ pub struct ByEncoding {
     pub same: Encoded,
     /// A reference to another page sent before.
     pub copy: Encoded,
+    /// The difference to what the target held at that address.
+    #[serde(default)]
+    pub delta: Encoded,
     /// LZ.
     pub lz: Encoded,
     /// As they are, because LZ would not have paid.
@@ -229,11 +237,12 @@ pub struct ByEncoding {
 
 impl ByEncoding {
     /// Each encoding with its name, in the order reports use.
-    pub fn named(&self) -> [(&'static str, Encoded); 5] {
+    pub fn named(&self) -> [(&'static str, Encoded); 6] {
         [
             ("zero", self.zero),
             ("same", self.same),
             ("copy", self.copy),
+            ("delta", self.delta),
             ("lz", self.lz),
             ("raw", self.raw),
         ]
@@ -252,6 +261,7 @@ impl ByEncoding {
             zero: self.zero.plus(&other.zero),
             same: self.same.plus(&other.same),
             copy: self.copy.plus(&other.copy),
+            delta: self.delta.plus(&other.delta),
             lz: self.lz.plus(&other.lz),
             raw: self.raw.plus(&other.raw),
         }

@@ -15,6 +15,7 @@ use crate::{
         report,
         units::{parse_duration, parse_rate},
     },
+    vm::ByteSize,
 };
 
 /// The arguments of `vmferry migrate`.
@@ -34,6 +35,10 @@ pub struct MigrateArgs {
     /// TCP connections and encoding threads, 1 to 64 [default: by the host's processors].
     #[arg(long, value_name = "N")]
     lanes: Option<usize>,
+    /// Memory for pages as they were sent: those sent again cross as differences; 0B for none [default: an eighth of the
+    /// guest's].
+    #[arg(long, value_name = "SIZE")]
+    delta_memory: Option<ByteSize>,
     /// The longest acceptable pause of the guest.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "300ms")]
     max_downtime: Duration,
@@ -58,6 +63,7 @@ impl MigrateArgs {
             codec: self.codec,
             level: self.level,
             lanes: self.lanes,
+            delta_memory_bytes: self.delta_memory.map(|size| size.0),
             max_downtime_ms: u64::try_from(self.max_downtime.as_millis()).unwrap_or(u64::MAX),
             bandwidth_bytes_s: self.bandwidth,
             // Half a second is no reason to answer that zero is impossible.
@@ -150,7 +156,8 @@ mod tests {
 
     #[test]
     fn each_flag_reaches_the_request() {
-        let all = "--codec zstd --level 3 --lanes 4 --max-downtime 50ms --bandwidth 1Gbit --timeout 1.5s --verify";
+        let all = "--codec zstd --level 3 --lanes 4 --delta-memory 64MiB --max-downtime 50ms --bandwidth 1Gbit \
+                   --timeout 1.5s --verify";
         assert_eq!(
             request(all).unwrap(),
             MigrateRequest {
@@ -158,6 +165,7 @@ mod tests {
                 codec: CodecChoice::Zstd,
                 level: Some(3),
                 lanes: Some(4),
+                delta_memory_bytes: Some(64 << 20),
                 max_downtime_ms: 50,
                 bandwidth_bytes_s: Some(125_000_000),
                 timeout_s: 2,

@@ -294,6 +294,7 @@ fn by_encoding(stats: &EncodingStats) -> ByEncoding {
         zero: encoded(stats.zero),
         same: encoded(stats.same),
         copy: encoded(stats.copy),
+        delta: encoded(stats.delta),
         lz: encoded(stats.lz),
         raw: encoded(stats.raw),
     }

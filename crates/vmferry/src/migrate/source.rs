@@ -39,6 +39,8 @@ const MAX_BLACKOUT: Duration = Duration::from_millis(view::BLACKOUT_MS_MAX);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the driver waits for an answer of QEMU's while the guest runs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// The part of the guest's memory that its pages as they were sent may take, unless the request says otherwise.
+const VERSIONS_PART: u64 = 8;
 /// How long a QEMU that has written its last byte may take to say that the migration is over for it, too.
 const POSTMIGRATE_LIMIT: Duration = Duration::from_secs(30);
 /// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
@@ -458,6 +460,7 @@ impl Driver {
             } else {
                 Reach::Batches(RING_BATCHES)
             },
+            versions_bytes_max: self.versions_bytes_max(),
             bandwidth: self.handle.request.bandwidth_bytes_s,
         };
         let to_driver = self.to_driver.clone();
@@ -469,6 +472,12 @@ impl Driver {
         ));
         self.stream_began = Some(Instant::now());
         Ok(())
+    }
+
+    fn versions_bytes_max(&self) -> usize {
+        let default = self.vm.definition.memory.size.0 / VERSIONS_PART;
+        let bytes = self.handle.request.delta_memory_bytes.unwrap_or(default);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// Compares what the target says it holds with what was sent.
