@@ -201,7 +201,8 @@ fn the_source_agents_death_while_the_target_is_prepared_is_decided_by_its_journa
     // Released: it is the target's, even if the target has not heard of it.
     let talk = guest.converse();
     let held = proxy.hold("commit");
-    let migration = Migration::begin(&scenario.a, "web", &proxy.address(), &[])?;
+    // What is released was found equal.
+    let migration = Migration::begin(&scenario.a, "web", &proxy.address(), &["--verify"])?;
     held.reached()?;
     scenario.a.kill()?;
     drop(migration);

@@ -128,6 +128,20 @@ fn from_the_first_page_that_qemu_encodes_itself_all_go_through_qemu() -> Result<
 }
 
 #[test]
+fn a_qemu_set_to_post_copy_is_moved_as_any() -> Result<()> {
+    let lab = Lab::new()?;
+    let scenario = Scenario::set_up(&lab)?;
+    // Left on, it would have the target's QEMU empty its memory after pages were placed there.
+    let postcopy = ["-global", "migration.x-postcopy-ram=on"];
+    let mut guest = scenario.run_with(Host::A, "web", &small_guest(0, Vec::new())?, &postcopy)?;
+    guest.ask(&format!("fill random {}", 16 * MIB))?;
+    let report = scenario.moves("web", Host::A, Host::B, &[])?;
+    assert!(report["placed_bytes"].as_u64() > Some(16 * MIB), "{report:#}");
+    scenario.settles(&[], &["web"])?;
+    ensure_alive(&mut guest)
+}
+
+#[test]
 fn two_guests_pass_each_other() -> Result<()> {
     let lab = Lab::new()?;
     let scenario = Scenario::set_up(&lab)?;

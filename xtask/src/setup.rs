@@ -13,7 +13,7 @@ use crate::screen::begin;
 pub(crate) fn run() -> Result<()> {
     let step = begin("Packages", "looking for what is missing");
     setup(&mut |text| step.say(text))?;
-    step.done("QEMU, nbdkit, Redis and all else that is needed are installed");
+    step.done("QEMU, Redis and all else that is needed are installed");
 
     let step = begin(
         "Images",

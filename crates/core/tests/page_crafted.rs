@@ -184,8 +184,8 @@ fn pages_outside_their_block_and_references_to_such_are_refused() {
     let cases: [&[u8]; 4] = [
         &[Kind::Zero as u8, 0, 15, 2],
         &[Kind::Zero as u8, 1, 0, 1],
-        &[Kind::Copy as u8, 0, 0, 1, 0, 16],
-        &[Kind::Copy as u8, 0, 0, 1, 7, 0],
+        &[Kind::Copy as u8 | NAMED, 3, b'r', b'a', b'm', 0, 0, 1, 0, 16],
+        &[Kind::Copy as u8 | NAMED, 3, b'r', b'a', b'm', 0, 0, 1, 7, 0],
     ];
     for operations in cases {
         let error = assemble(&payload(PAGE_LOG2, &with_blocks(operations), &[], &[]));
@@ -197,8 +197,60 @@ fn pages_outside_their_block_and_references_to_such_are_refused() {
 }
 
 #[test]
+fn a_page_for_another_block_than_its_record_names_is_refused() {
+    for operations in [
+        &[Kind::Zero as u8 | NAMED, 3, b'r', b'o', b'm', 0, 0, 1][..],
+        // The first record of a stream has to name its block.
+        &[Kind::Zero as u8, 0, 0, 1],
+    ] {
+        let error = assemble(&payload(PAGE_LOG2, &with_blocks(operations), &[], &[]));
+        assert_eq!(error, AssembleError::Block, "{operations:?}");
+    }
+}
+
+#[test]
+fn block_lists_that_no_guest_has_are_refused() {
+    let twice = [&[Kind::Blocks as u8, 2][..], b"\x03ram\x00", b"\x03ram\x00"].concat();
+    for (page_log2, operations) in [(PAGE_LOG2, twice), (0, with_blocks(&[]))] {
+        let error = decode_error(&payload(page_log2, &operations, &[], &[]));
+        assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
+    }
+}
+
+#[test]
+fn raw_pages_and_bytes_together_are_held_to_the_bound() {
+    let pages = BATCH_PLAIN_BYTES_MAX / 4200;
+    let bytes = vec![7; 100_000];
+    let mut operations = vec![Kind::Raw as u8, 0, 0, pages as u8 | 0x80, (pages >> 7) as u8];
+    operations.extend([Kind::Bytes as u8, 0xa0, 0x8d, 0x06]);
+    let error = decode_error(&payload(PAGE_LOG2, &operations, &bytes, &vec![1; pages * 4096]));
+    assert_eq!(error, DecodeError::TooLarge);
+}
+
+#[test]
+fn differences_that_fit_no_page_are_refused() {
+    let named = [Kind::Delta as u8 | NAMED, 3, b'r', b'a', b'm', 0, 3, 1];
+    // Lines are said to be two, and are one; or are said not at all.
+    let two = [&named[..], &[2]].concat();
+    let section = [&[0, 0, 0, 0, 0, 0, 0, 1][..], &[7; 64]].concat();
+    let error = decode_error(&payload(PAGE_LOG2, &with_blocks(&two), &section, &[]));
+    assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
+    let error = decode_error(&payload(PAGE_LOG2, &with_blocks(&named), &[], &[]));
+    assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
+    // The bits say three lines, the bytes are of one. Its base is looked for first: sent as a zero page, it is read.
+    let one = [&named[..], &[1]].concat();
+    let section = [&[0, 0, 0, 0, 0, 0, 0, 7][..], &[7; 64]].concat();
+    let decoded = decoder()
+        .decode(&payload(PAGE_LOG2, &with_blocks(&one), &section, &[]))
+        .unwrap();
+    let mut assembler = Assembler::new(FingerprintKey::new([7; 32]));
+    let read = &mut |_: BlockId, _: u64, _: &mut [u8]| Ok(());
+    assert_eq!(assembler.apply(decoded, read).unwrap_err(), AssembleError::Delta);
+}
+
+#[test]
 fn a_reference_to_what_was_never_sent_is_read_and_refused() {
-    let never_sent = with_blocks(&[Kind::Same as u8, 0, 3, 1]);
+    let never_sent = with_blocks(&[Kind::Same as u8 | NAMED, 3, b'r', b'a', b'm', 0, 3, 1]);
     assert!(matches!(
         assemble(&payload(PAGE_LOG2, &never_sent, &[], &[])),
         AssembleError::Read(_)
@@ -207,7 +259,7 @@ fn a_reference_to_what_was_never_sent_is_read_and_refused() {
 
 #[test]
 fn content_that_the_digest_does_not_cover_is_refused() {
-    let forged = with_blocks(&[Kind::Raw as u8, 0, 3, 1]);
+    let forged = with_blocks(&[Kind::Raw as u8 | NAMED, 3, b'r', b'a', b'm', 0, 3, 1]);
     let error = assemble(&payload(PAGE_LOG2, &forged, &[], &[7; 4096]));
     assert!(matches!(error, AssembleError::Differs { .. }));
 }

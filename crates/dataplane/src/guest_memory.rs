@@ -3,10 +3,13 @@
 
 use nix::sys::uio::{RemoteIoVec, process_vm_writev};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
 use std::fs::{self, File};
 use std::io::{self, IoSlice};
 use std::iter;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use vmferry_core::page::PageSet;
 use vmferry_core::qemu::{Block, BlockId};
@@ -36,6 +39,8 @@ pub struct HostBlock {
 #[derive(Debug)]
 pub struct GuestMemory {
     pid: Pid,
+    /// Says whether `pid` is still that process, and not one that was given its number since.
+    process: OwnedFd,
     memory: File,
     host: Vec<HostBlock>,
     /// The host block of each stream block, once the stream's list is known.
@@ -52,12 +57,32 @@ impl GuestMemory {
         if host.is_empty() {
             return Err(io::Error::other("this QEMU does not say where its RAM blocks are"));
         }
-        Ok(GuestMemory {
+        let process = pidfd_open(
+            rustix::process::Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?)
+                .ok_or_else(|| io::Error::other("0 is no process"))?,
+            PidfdFlags::empty(),
+        )?;
+        let memory = GuestMemory {
+            process,
             pid: Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?),
             memory,
             host,
             blocks: Vec::new(),
-        })
+        };
+        // Opened by number, one after the other: all of it is of one process if that lives now.
+        memory.check_alive()?;
+        Ok(memory)
+    }
+
+    fn check_alive(&self) -> io::Result<()> {
+        let ended = poll(
+            &mut [PollFd::new(&self.process, PollFlags::IN)],
+            Some(&Timespec::default()),
+        )?;
+        if ended > 0 {
+            return Err(io::Error::other("its QEMU has ended"));
+        }
+        Ok(())
     }
 
     /// Takes the block list of the stream, whose numbers are used from here on.
@@ -75,6 +100,7 @@ impl GuestMemory {
     /// Writes to blocks, in this order.
     pub fn write(&self, pages: &[(BlockId, u64, &[u8])]) -> io::Result<()> {
         for pages in pages.chunks(WRITES_AT_ONCE) {
+            self.check_alive()?;
             let mut local = Vec::with_capacity(pages.len());
             let mut remote: Vec<RemoteIoVec> = Vec::new();
             for &(block, offset, page) in pages {
@@ -109,8 +135,9 @@ impl GuestMemory {
         }
         if bytes > 0 {
             let mut first = [0];
-            self.read(block, 0, &mut first)?;
-            self.write(&[(block, 0, &first)])?;
+            self.read(block, 0, &mut first)
+                .and_then(|()| self.write(&[(block, 0, &first)]))
+                .map_err(|error| io::Error::other(format!("{} can't be written: {error}", host.name)))?;
         }
         Ok(())
     }
@@ -124,6 +151,7 @@ impl GuestMemory {
         }
         let page_bytes = rustix::param::page_size() as u64;
         let pagemap = File::open(format!("/proc/{}/pagemap", self.pid))?;
+        self.check_alive()?;
         let mut held: Vec<Range<u64>> = Vec::new();
         let mut entries = vec![0; CHUNK_BYTES];
         let pages = host.bytes.div_ceil(page_bytes);
@@ -163,7 +191,7 @@ impl GuestMemory {
                 continue;
             };
             // Lines are in the order of addresses; a block may lie in several, when parts of it were given other advice.
-            if from <= covered && covered < to {
+            if covered < end && from <= covered && covered < to {
                 if !mode.is_some_and(|mode| mode.ends_with('p')) || inode != Some("0") {
                     return Ok(false);
                 }

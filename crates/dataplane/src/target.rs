@@ -66,6 +66,8 @@ struct Shared {
     ordered: Mutex<Ordered>,
     qemu: Mutex<Option<UnixStream>>,
     closed: AtomicBool,
+    /// QEMU said that it has loaded everything.
+    loaded: AtomicBool,
     on_event: Box<dyn Fn(Event) + Send + Sync>,
 }
 
@@ -108,6 +110,7 @@ impl Target {
             settings,
             qemu: Mutex::new(None),
             closed: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
             on_event: Box::new(on_event),
         });
         let (arrived, inbox) = bounded(lanes.len());
@@ -137,8 +140,11 @@ impl Target {
     /// through QEMU.
     pub fn placed(&self) -> (u64, Option<String>) {
         let ordered = self.shared.ordered.lock().unwrap_or_else(PoisonError::into_inner);
-        let unreadable = || (0, Some("this host can't reach its guest's memory".to_owned()));
-        ordered.placement.as_ref().map_or_else(unreadable, Placement::placed)
+        let unreachable = || "this host can't reach its guest's memory".to_owned();
+        match &ordered.placement {
+            Some(placement) => placement.placed(),
+            None => (0, ordered.memory.is_none().then(unreachable)),
+        }
     }
 
     /// Closes every lane and QEMU's socket. A QEMU that has not loaded everything fails; one that has is not disturbed.
@@ -260,6 +266,10 @@ impl Shared {
 
     /// Gives QEMU the next batch's stream; returns its length.
     fn write(self: &Arc<Self>, qemu: &mut Option<UnixStream>, decoded: Decoded) -> Result<u64, String> {
+        // From here on the guest's memory is nobody's but the guest's.
+        if self.loaded.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
+            return Err("the source sends more than its QEMU's stream".to_owned());
+        }
         let mut ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
         let Ordered {
             assembler,
@@ -354,6 +364,7 @@ impl Shared {
             }
             match last_word {
                 Some(0) => {
+                    self.loaded.store(true, Ordering::SeqCst);
                     let digest = self.ordered.lock().unwrap_or_else(PoisonError::into_inner).digest;
                     return (self.on_event)(Event::Loaded(digest));
                 }

@@ -16,11 +16,10 @@ struct Need {
 }
 
 /// Redis comes as `redis-tools`, which holds the server's program without its service.
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 9] = [
     need("qemu-system-x86_64", &["qemu-system-x86"]),
     need("qemu-img", &["qemu-utils"]),
     need("qemu-nbd", &["qemu-utils"]),
-    need("nbdkit", &["nbdkit"]),
     need("busybox", &["busybox-static"]),
     need("redis-check-rdb", &["redis-tools"]),
     need("mke2fs", &["e2fsprogs"]),

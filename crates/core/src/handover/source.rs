@@ -203,7 +203,11 @@ impl Source {
             }
             (State::Reserving, On::Peer(Message::Refused { reasons })) => self.roll_back(Cause::Refused(reasons)),
 
-            (State::PreCopy, On::StopNow) => vec![Do::LetStop],
+            // A QEMU that neither stops its guest nor says anything is not waited for.
+            (State::PreCopy, On::StopNow) => {
+                self.deadline = Some(now + self.max_blackout);
+                vec![Do::LetStop]
+            }
             (State::PreCopy, On::GuestStopped) => {
                 self.enter(State::Stopped, Some(now + self.max_blackout));
                 vec![Do::Send(Message::Stopped)]

@@ -352,3 +352,40 @@ impl Message {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::CodecSettings;
+    use crate::wire::hello::MigrationId;
+    use crate::wire::message::Epoch;
+
+    #[test]
+    fn a_reservation_that_nothing_comes_for_expires() {
+        let handover = Handover {
+            migration: MigrationId(1),
+            vm: "vm".into(),
+            epoch: Epoch(1),
+        };
+        let transfer = Transfer {
+            lanes: 1,
+            codec: CodecSettings::default(),
+            fingerprint_key: [0; 32],
+            verify_memory: false,
+        };
+        let (mut target, _) = Target::new(handover, "a".into(), transfer, Value::Null);
+        let reserved = Duration::from_secs(5);
+        target.handle(TargetEvent::Reserved(Ok(true)), reserved);
+        assert_eq!(target.deadline(), Some(reserved + RESERVATION_LIMIT));
+        let effects = target.handle(TargetEvent::Tick, reserved + RESERVATION_LIMIT);
+        let [
+            TargetEffect::Drop { reason },
+            TargetEffect::Send(Message::Dropped { .. }),
+            TargetEffect::Finish { owned: false },
+        ] = &effects[..]
+        else {
+            panic!("{effects:?}");
+        };
+        assert!(reason.contains("expired"), "{reason}");
+    }
+}

@@ -9,7 +9,7 @@ use super::{
     page_set::PageSet,
     ring::{At, Ring},
 };
-use crate::qemu::{Block, BlockId};
+use crate::qemu::{Block, BlockId, FLAG_CONTINUE};
 use std::sync::Arc;
 
 /// Turns the session's batches into the source's stream, in order.
@@ -19,6 +19,8 @@ pub struct Assembler {
     next_seq: u64,
     blocks: Arc<[Block]>,
     page_bytes: usize,
+    /// The block of the last page record: a record without a name is about the same.
+    previous: Option<BlockId>,
     ring: Ring,
     touched: PageSet,
     spent: Vec<Vec<u8>>,
@@ -54,6 +56,9 @@ pub enum AssembleError {
         /// Bytes from the block's start.
         offset: u64,
     },
+    /// The block that a record is said to be about is not the one that its bytes name.
+    #[error("the source names another block than it means; source and target do not agree, start the migration again")]
+    Block,
     /// A difference that is none of a page.
     #[error("a page's difference makes no sense; source and target do not agree, start the migration again")]
     Delta,
@@ -80,6 +85,7 @@ impl Assembler {
             next_seq: 0,
             blocks: Arc::from([]),
             page_bytes: 0,
+            previous: None,
             ring: Ring::default(),
             touched: PageSet::default(),
             spent: Vec::new(),
@@ -159,11 +165,19 @@ impl Assembler {
             match &batch.ops[index] {
                 Op::Bytes(_) => {}
                 Op::Blocks(blocks) => self.take_blocks(blocks.clone(), batch.page_bytes)?,
-                Op::Zero { at, pages, .. } => self.touch(at.block, at.offset, *pages, batch.page_bytes)?,
-                Op::Foreign { block, offset, .. } => self.touch(*block, *offset, 1, batch.page_bytes)?,
-                Op::Page { at, start, .. } => {
+                Op::Zero { at, pages, record } => {
+                    self.touch(at.block, at.offset, *pages, batch.page_bytes)?;
+                    self.turn_to(at.block, at.named.then(|| batch.name(at, *record)))?;
+                }
+                Op::Foreign { block, offset, range } => {
+                    let (block, offset) = (*block, *offset);
+                    self.touch(block, offset, 1, batch.page_bytes)?;
+                    self.turn_to(block, name_in(&batch.stream[range.clone()]))?;
+                }
+                Op::Page { at, start, record } => {
                     let (at, start) = (*at, *start);
                     self.touch(at.block, at.offset, 1, batch.page_bytes)?;
+                    self.turn_to(at.block, at.named.then(|| batch.name(&at, *record)))?;
                     match sources.next() {
                         Some(Content::At(block, offset)) => self.copy(batch, start, *block, *offset, read)?,
                         Some(Content::Delta(range)) => {
@@ -220,6 +234,20 @@ impl Assembler {
         Ok(())
     }
 
+    /// The next record is about this block, and carries this name. The stream's bytes decide, as they do for QEMU; the digest
+    /// proves those, and not what the source says beside them.
+    fn turn_to(&mut self, block: BlockId, name: Option<&[u8]>) -> Result<(), AssembleError> {
+        let said = match name {
+            Some(name) => {
+                let blocks = self.blocks.get(usize::from(block.0));
+                blocks.is_some_and(|block| block.name.as_str().as_bytes() == name)
+            }
+            None => self.previous == Some(block),
+        };
+        self.previous = Some(block);
+        said.then_some(()).ok_or(AssembleError::Block)
+    }
+
     fn take_blocks(&mut self, blocks: Arc<[Block]>, page_bytes: usize) -> Result<(), AssembleError> {
         if !self.blocks.is_empty() || blocks.is_empty() {
             return Err(AssembleError::Blocks);
@@ -247,4 +275,14 @@ impl Assembler {
         }
         Ok(())
     }
+}
+
+/// The block's name in a record that QEMU encoded, if it carries one.
+fn name_in(record: &[u8]) -> Option<&[u8]> {
+    let (word, rest) = record.split_first_chunk()?;
+    if u64::from_be_bytes(*word) & FLAG_CONTINUE != 0 {
+        return None;
+    }
+    let (length, rest) = rest.split_first()?;
+    rest.get(..usize::from(*length))
 }

@@ -85,11 +85,6 @@ impl Batch {
         })
     }
 
-    /// Whether post-copy began before the end of this batch.
-    pub fn is_postcopy(&self) -> bool {
-        self.postcopy
-    }
-
     /// The buffer, for [`BatchBuilder::cut`](super::BatchBuilder::cut) to fill again.
     pub fn into_buffer(self) -> Vec<u8> {
         self.stream

@@ -319,6 +319,9 @@ impl Build<'_> {
         if self.ops.iter().any(|op| matches!(op, Op::Blocks(_))) {
             return Err(DecodeError::Malformed("two block lists"));
         }
+        if self.page_bytes < PAGE_BYTES_MIN {
+            return Err(DecodeError::Malformed("blocks without a page size"));
+        }
         let list = (|| {
             let count = usize::try_from(from.varint()?)
                 .ok()
@@ -327,6 +330,9 @@ impl Build<'_> {
             for _ in 0..count {
                 let name = from.name()?;
                 let bytes = from.varint().filter(|bytes| *bytes <= GUEST_BYTES_MAX)?;
+                if blocks.iter().any(|block: &Block| block.name == name) {
+                    return None;
+                }
                 blocks.push(Block { name, bytes });
             }
             Some(Arc::from(blocks))
@@ -352,9 +358,11 @@ impl Build<'_> {
             .varint()
             .filter(|length| *length > 0)
             .and_then(|length| usize::try_from(length).ok());
-        length
+        let range = length
             .and_then(|length| self.lz_bytes(length))
-            .ok_or(DecodeError::Malformed("bytes"))
+            .ok_or(DecodeError::Malformed("bytes"))?;
+        self.check_size()?;
+        Ok(range)
     }
 
     /// Room in the stream for the LZ section's next bytes; `None` if it has fewer left.

@@ -28,6 +28,7 @@ pub mod writer;
 
 pub use lost::{LostCause, LostReason};
 pub use parser::Parser;
+pub(crate) use writer::FLAG_CONTINUE;
 pub use writer::{RecordKind, naming_record, record_header};
 
 use crate::limits::BLOCK_NAME_BYTES_MAX;

@@ -4,7 +4,7 @@ use super::{Block, BlockName, Item, PageAt};
 
 pub(super) const FLAG_ZERO: u64 = 0x002;
 pub(super) const FLAG_PAGE: u64 = 0x008;
-pub(super) const FLAG_CONTINUE: u64 = 0x020;
+pub(crate) const FLAG_CONTINUE: u64 = 0x020;
 pub(super) const FLAG_XBZRLE: u64 = 0x040;
 
 pub(super) const XBZRLE_ENCODING: u8 = 1;
@@ -69,5 +69,36 @@ impl Item<'_> {
             Item::Zero(at) => header(RecordKind::Zero, at),
             Item::Mark(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::{
+        BlockId,
+        ram::{Ram, Record},
+    };
+
+    #[test]
+    fn a_naming_record_is_one_about_its_block_that_changes_nothing() {
+        let mut ram = Ram::new();
+        for name in ["pc.ram", "vga.vram"] {
+            let name = BlockName::new(name.as_bytes()).unwrap();
+            ram.blocks.push(Block { name, bytes: 8192 });
+        }
+        let mut record = Vec::new();
+        naming_record(&ram.blocks[1].name, &mut record);
+        let Ok((bytes, Record::Foreign(at, whole))) = ram.record(&record) else {
+            panic!("{record:?}");
+        };
+        assert_eq!((bytes, whole), (record.len(), &record[..]));
+        let expected = PageAt {
+            block: BlockId(1),
+            offset: 0,
+            named: true,
+        };
+        assert_eq!(at, expected);
+        assert!(record.ends_with(&[XBZRLE_ENCODING, 0, 0]), "no difference");
     }
 }

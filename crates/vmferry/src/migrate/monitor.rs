@@ -28,8 +28,12 @@ pub(super) const UNVERIFIABLE: &str = "this host's agent can't read its guests' 
 
 /// Has QEMU migrate into the socket at `path`, held back from stopping its guest.
 pub(super) async fn begin(qmp: &Qmp, path: &Path) -> Result<(), Error> {
-    qmp.migrate_set_capabilities(&[(Capability::Events, true), (Capability::ReturnPath, true)])
-        .await?;
+    qmp.migrate_set_capabilities(&[
+        (Capability::Events, true),
+        (Capability::ReturnPath, true),
+        (Capability::PostcopyRam, false),
+    ])
+    .await?;
     qmp.migrate_set_parameters(&Parameters {
         // The lanes' back-pressure is the limit; QEMU's own would be counted uncompressed.
         max_bandwidth: Some(0),
@@ -55,7 +59,8 @@ pub(super) async fn await_stream(qmp: &Qmp, path: &Path) -> Result<(), Error> {
     let late = has
         .iter()
         .any(|(capability, _)| *capability == Capability::LateBlockActivate);
-    let mut capabilities = vec![(Capability::Events, true)];
+    // With post-copy QEMU empties its guest's memory when the stream says so, which may be after pages were placed there.
+    let mut capabilities = vec![(Capability::Events, true), (Capability::PostcopyRam, false)];
     if late {
         // Before 10.0 a paused target would take the disks' locks at the end of loading.
         capabilities.push((Capability::LateBlockActivate, true));

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use vmferry_core::handover::{AfterRestart, Record as Fact, Source, SourceEffect, SourceEvent};
-use vmferry_core::wire::message::Handover;
+use vmferry_core::wire::message::{Handover, Verdict};
 use vmferry_qmp::RunState;
 
 use super::source::until;
@@ -16,27 +17,43 @@ use crate::agent::registry::Vm;
 use crate::api::types::VmState;
 use crate::vm::{RunningVm, find_again};
 
-/// Pause before a QEMU that could not be spoken to is tried again.
+/// Pause before what can't be done yet is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
+/// How long a QEMU may take to say how its guest is.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Finishes or rolls back a handover that was under way when the agent ended. Its VM is left alone by everybody else
 /// until this has ended.
-pub async fn resume(agent: Arc<Agent>, after: AfterRestart) {
-    match after {
-        AfterRestart::Nothing => {}
-        AfterRestart::RollBack(handover) => roll_back(&agent, handover).await,
-        AfterRestart::Commit(handover, peer) => commit(&agent, handover, &peer).await,
-        AfterRestart::Ask(handover, peer) => {
+///
+/// To be called before the first peer is served: from then on a target that asks about a released handover is answered by
+/// what is found here, and not from the journal.
+pub fn resume(agent: Arc<Agent>, after: AfterRestart) -> impl Future<Output = ()> {
+    let verdict = match &after {
+        AfterRestart::Commit(handover, _) => Some(agent.peers.enter_source(handover.migration)),
+        _ => None,
+    };
+    go_on(agent, after, verdict)
+}
+
+async fn go_on(agent: Arc<Agent>, after: AfterRestart, verdict: Option<watch::Sender<Verdict>>) {
+    match (after, verdict) {
+        (AfterRestart::RollBack(handover), _) => roll_back(&agent, handover).await,
+        (AfterRestart::Commit(handover, peer), Some(verdict)) => commit(&agent, handover, &peer, verdict).await,
+        (AfterRestart::Nothing | AfterRestart::Commit(..), _) => {}
+        (AfterRestart::Ask(handover, peer), _) => {
             let vm = reach_again(&agent, &handover.vm).await;
             if let Some(vm) = &vm {
                 super::offer::hold(&agent, &handover, &vm.definition);
             }
             target::resume_prepared(agent, handover, peer, vm.map(Arc::new)).await;
         }
-        AfterRestart::Run(handover, peer) => {
+        (AfterRestart::Run(handover, peer), _) => {
             // The registry has it already: the journal says that it is this host's. Unless it was moved on since.
-            let of_this_epoch = |vm: &mut Vm| Ok(vm.running.clone().filter(|_| vm.epoch == handover.epoch));
-            if let Ok(Some(vm)) = agent.registry.with(&handover.vm, of_this_epoch) {
+            let of_this_epoch = |vm: &mut Vm| Ok(vm.epoch == handover.epoch);
+            let of_this_epoch = agent.registry.with(&handover.vm, of_this_epoch);
+            if matches!(of_this_epoch, Ok(true))
+                && let Some(vm) = qemu_of(&agent, &handover.vm).await
+            {
                 target::resume_owned(agent.clone(), handover.clone(), peer, vm).await;
             }
             agent.release_migration(&handover.vm, handover.migration);
@@ -68,42 +85,59 @@ async fn qemu_of(agent: &Arc<Agent>, vm: &str) -> Option<Arc<RunningVm>> {
     Some(reached)
 }
 
-async fn runs(vm: &RunningVm) -> bool {
-    let status = vm.qmp.query_status().await;
-    status.is_ok_and(|status| status.status == RunState::Running)
+/// As [`qemu_of`], with whether its guest runs, as soon as it says so.
+async fn state_of(agent: &Arc<Agent>, vm: &str) -> Option<(Arc<RunningVm>, bool)> {
+    let mut running = qemu_of(agent, vm).await?;
+    loop {
+        let status = tokio::time::timeout(ANSWER_LIMIT, running.qmp.query_status()).await;
+        if let Ok(Ok(status)) = status {
+            return Some((running, status.status == RunState::Running));
+        }
+        tracing::error!(vm, "its QEMU does not say whether the guest runs; trying again");
+        tokio::time::sleep(TRY_AGAIN).await;
+        running = Arc::new(reach_again(agent, vm).await?);
+    }
 }
 
 /// The attempt was not released, so the guest is this host's, and nobody else will run it.
 async fn roll_back(agent: &Arc<Agent>, handover: Handover) {
-    if let Some(vm) = qemu_of(agent, &handover.vm).await {
+    // Over when it goes on, or its QEMU has ended.
+    while let Some(vm) = qemu_of(agent, &handover.vm).await {
         match monitor::resume(&vm).await {
-            Ok(()) => monitor::announce(&vm.qmp).await,
-            Err(why) => return tracing::error!(vm = handover.vm, why, "the guest could not be made to go on"),
+            Ok(()) => {
+                monitor::announce(&vm.qmp).await;
+                break;
+            }
+            Err(why) => tracing::error!(vm = handover.vm, why, "the guest can't be made to go on; trying again"),
         }
+        tokio::time::sleep(TRY_AGAIN).await;
     }
     let fact = Fact::RolledBack {
         handover: handover.clone(),
     };
-    match agent.journal.append(Record::Handover { fact }).await {
-        Ok(()) => tracing::info!(vm = handover.vm, "rolled back a handover that was cut short"),
-        Err(error) => tracing::error!(vm = handover.vm, %error, "writing that a handover was rolled back"),
+    while let Err(error) = agent.journal.append(Record::Handover { fact: fact.clone() }).await {
+        // What the journal says until then may be that it was released, so nobody may be answered from it.
+        tracing::error!(vm = handover.vm, %error, "writing that a handover was rolled back; trying again");
+        tokio::time::sleep(TRY_AGAIN).await;
     }
+    tracing::info!(vm = handover.vm, "rolled back a handover that was cut short");
     agent.release_migration(&handover.vm, handover.migration);
 }
 
 /// The attempt was released: the target is told so until it answers, and then the copy here is ended, or taken back if the
 /// target's is durably gone.
-async fn commit(agent: &Arc<Agent>, handover: Handover, peer: &str) {
-    let running = qemu_of(agent, &handover.vm).await;
-    if let Some(vm) = &running
-        && runs(vm).await
-    {
-        // A write that was reported as failed, and for which the guest was resumed, was on the disk all the same. The
-        // target was never told.
-        return roll_back(agent, handover).await;
-    }
+async fn commit(agent: &Arc<Agent>, handover: Handover, peer: &str, verdict: watch::Sender<Verdict>) {
+    let running = match state_of(agent, &handover.vm).await {
+        Some((_, true)) => {
+            // A write that was reported as failed, and for which the guest was resumed, was on the disk all the same. The
+            // target was never told, nor will it be.
+            verdict.send_replace(Verdict::Aborted);
+            return roll_back(agent, handover).await;
+        }
+        Some((vm, false)) => Some(vm),
+        None => None,
+    };
     let began = Instant::now();
-    let verdict = agent.peers.enter_source(handover.migration);
     let (mut source, effects) = Source::released(handover.clone(), began.elapsed());
     let mut effects = VecDeque::from(effects);
     loop {
