@@ -56,13 +56,19 @@ impl Mode {
             Self::Plain => {}
             Self::Xbzrle => parameters.xbzrle_cache_size = Some(XBZRLE_CACHE_BYTES),
             Self::MultifdZstd => {
-                parameters.multifd_channels = Some(2);
+                parameters.multifd_channels = Some(channels());
                 parameters.multifd_compression = Some("zstd".to_owned());
                 parameters.multifd_zstd_level = Some(1);
             }
         }
         parameters
     }
+}
+
+/// Connections and threads of multifd: as many as vmferry has lanes, one a processor; QEMU's own default is two.
+fn channels() -> u8 {
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    processors.clamp(2, 8) as u8
 }
 
 /// A migration's figures.

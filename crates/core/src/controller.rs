@@ -46,7 +46,7 @@ pub struct Sample {
     pub wire_bytes: u64,
     /// Wire bytes that the target has acknowledged.
     pub acknowledged_bytes: u64,
-    /// Bytes of QEMU's stream that the target's QEMU has taken; the rest of `stream_bytes` is on its way.
+    /// Bytes of QEMU's stream that the target has placed or its QEMU has taken; the rest of `stream_bytes` is on its way.
     pub taken_bytes: u64,
     /// The control lane's round trip.
     pub round_trip: Duration,

@@ -63,7 +63,7 @@ pub struct Counters {
     pub wire_bytes: u64,
     /// Wire bytes that the target has received.
     pub acknowledged_bytes: u64,
-    /// Bytes of the stream that the target's QEMU has taken.
+    /// Bytes of the stream that the target has placed or its QEMU has taken.
     pub taken_bytes: u64,
     /// What was encoded, by round; index 0 is round 0, before QEMU told of its first.
     pub rounds: Vec<EncodingStats>,

@@ -1,4 +1,5 @@
-//! The target's half: decodes on every lane at once, puts the stream together again, and has QEMU load it.
+//! The target's half: decodes on every lane at once, puts the stream together again, places its pages, and has QEMU load
+//! the rest.
 
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
@@ -264,7 +265,7 @@ impl Shared {
             .spent()
     }
 
-    /// Gives QEMU the next batch's stream; returns its length.
+    /// Places the next batch's pages and gives QEMU the rest; returns the length of its stream.
     fn write(self: &Arc<Self>, qemu: &mut Option<UnixStream>, decoded: Decoded) -> Result<u64, String> {
         // From here on the guest's memory is nobody's but the guest's.
         if self.loaded.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {

@@ -48,7 +48,7 @@ fn introduction(results: &Results) -> String {
            parentheses vmferry's own part.\n\
          - **rounds** passes over memory.\n\n\
          Every mode may pause the guest for {downtime} ms and uses all of the link. xbzrle's cache is as large as the \
-         guest; multifd-zstd has two connections and level 1. A migration that takes longer than {fast} s at 1 Gb/s or \
+         guest; multifd-zstd has a connection a processor and level 1. A migration that takes longer than {fast} s at 1 Gb/s or \
          {slow} s at 100 Mb/s has not converged. Each guest was moved there and back before anything was counted. Medians of \
          the runs that completed.\n\n",
         cpu = machine.cpu,

@@ -94,7 +94,7 @@ pub(crate) enum Mode {
     Plain,
     /// QEMU, differences to pages sent before.
     Xbzrle,
-    /// QEMU, two connections, zstd at level 1.
+    /// QEMU, a connection a processor, zstd at level 1.
     MultifdZstd,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A batch goes over whichever lane is free, so batches arrive in any order between lanes and in order within one;
 //! [`Reorder`] puts them back. A lane may have so many bytes of QEMU's stream on its way; [`LaneCredit`] counts them, [`Ack`]
-//! gives them back when the target's QEMU has taken them. So a slow reader
+//! gives them back when they are in the target guest's memory, or its QEMU has taken them. So a slow reader
 //! anywhere (link, decoder, QEMU) slows the source's QEMU down, and what is buffered when the guest stops is bounded.
 //!
 //! A lane that breaks ends the session. Frames are numbered and acknowledgements cumulative, which is what a lane that is
@@ -15,7 +15,7 @@ use std::time::Duration;
 /// Target to source, on a data lane: cumulative counts since the lane was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ack {
-    /// Bytes of QEMU's stream, from this lane's batches, that the target's QEMU has taken.
+    /// Bytes of QEMU's stream, from this lane's batches, that are placed or that the target's QEMU has taken.
     pub stream_bytes: u64,
     /// Bytes of frames received on this lane, for the source's measure of goodput.
     pub wire_bytes: u64,
