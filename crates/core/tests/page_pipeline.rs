@@ -418,6 +418,7 @@ fn every_encoding_is_used_where_it_should_be() {
         page(5, Content::Edited(1, 1)),
         page(5, Content::Edited(1, 2)),
         page(5, Content::Edited(1, 3)),
+        page(5, Content::Edited(1, 4)),
     ];
     let stats = ferry(&stream(&records), &[4096], 1 << 20, Codec::Zstd, 1, Reach::All, OF_ALL);
     let tallies = [
@@ -429,7 +430,7 @@ fn every_encoding_is_used_where_it_should_be() {
         stats.raw,
         stats.foreign,
     ];
-    assert_eq!(tallies.map(|tally| tally.pages), [16, 1, 3, 2, 1, 2, 1]);
+    assert_eq!(tallies.map(|tally| tally.pages), [16, 1, 3, 2, 1, 3, 1]);
     assert!(
         stats.lz.wire_bytes < 400
             && stats.copy.wire_bytes < 40
@@ -446,9 +447,9 @@ fn a_page_sent_long_ago_is_the_base_of_its_difference() {
         page: 0,
         content: Content::Edited(200, version),
     };
-    let mut records = vec![edited(1)];
+    let mut records = vec![edited(1), edited(2)];
     records.extend(filler());
-    records.extend([edited(2), Record::NextSection, edited(3)]);
+    records.extend([edited(3), Record::NextSection, edited(4)]);
     let stats = ferry(&stream(&records), &[65536], 1 << 20, Codec::Zstd, 2, Reach::All, OF_ALL);
     assert_eq!(stats.delta.pages, 2, "{stats:?}");
     let unreachable = Reach::Batches(RING_BATCHES);

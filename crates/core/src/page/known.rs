@@ -114,8 +114,8 @@ impl Known {
                     let page = at.offset / page_bytes;
                     let again = self.held.get(at.block, page) != Fingerprint::default();
                     let mut class = self.page(at.block, page, *fingerprint, batch.seq);
-                    if class != Class::Same && self.versions.keeps_any() {
-                        let kept = self.versions.replace(at.block, page, batch.page(*start), again);
+                    if again && class != Class::Same && self.versions.keeps_any() {
+                        let kept = self.versions.replace(at.block, page, batch.page(*start));
                         if let Class::New { before } = &mut class {
                             *before = kept;
                         }
