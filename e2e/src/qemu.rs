@@ -223,17 +223,21 @@ impl Drop for Qemu {
     }
 }
 
-/// Connects to the monitor as soon as QEMU has created its socket.
+/// Connects to the monitor as soon as QEMU listens on its socket, some moments after it has created that.
 fn connect(runtime: &Runtime, process: &mut Child, socket: &Path) -> Result<Qmp> {
     let started = Instant::now();
-    while !socket.exists() {
+    loop {
+        let error = match runtime.block_on(Qmp::connect(socket)) {
+            Ok(qmp) => return Ok(qmp),
+            Err(error @ vmferry_qmp::Error::Connect { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
         if let Some(status) = process.try_wait()? {
             bail!("ended at once: {status}");
         }
         if started.elapsed() > START_MAX {
-            bail!("no monitor within {START_MAX:?}");
+            return Err(anyhow::Error::from(error).context(format!("no monitor within {START_MAX:?}")));
         }
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(runtime.block_on(Qmp::connect(socket))?)
 }
