@@ -39,6 +39,9 @@ pub struct Scenario<'lab> {
     vms: RefCell<Vec<String>>,
 }
 
+/// Memory of a [`small_guest`], MiB.
+pub const SMALL_GUEST_MIB: u32 = 160;
+
 /// A small guest, number `index` of its lab. Without KVM on any machine: the tests are about vmferry, and are the same
 /// everywhere.
 ///
@@ -48,7 +51,7 @@ pub fn small_guest(index: u8, disks: Vec<Disk>) -> Result<Spec> {
     Ok(Spec {
         image: image(Extras::None)?,
         accel: Accel::Tcg,
-        memory_mib: 160,
+        memory_mib: SMALL_GUEST_MIB,
         vcpus: 1,
         index,
         disks,
