@@ -50,6 +50,11 @@ pub struct GuestMemory {
 impl GuestMemory {
     /// Opens the memory of process `pid`, and reads a byte of each block to see that it may.
     pub fn open(pid: u32, host: Vec<HostBlock>) -> io::Result<GuestMemory> {
+        let process = pidfd_open(
+            rustix::process::Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?)
+                .ok_or_else(|| io::Error::other("0 is no process"))?,
+            PidfdFlags::empty(),
+        )?;
         let memory = File::open(format!("/proc/{pid}/mem"))?;
         for block in &host {
             memory.read_exact_at(&mut [0], block.address)?;
@@ -57,11 +62,6 @@ impl GuestMemory {
         if host.is_empty() {
             return Err(io::Error::other("this QEMU does not say where its RAM blocks are"));
         }
-        let process = pidfd_open(
-            rustix::process::Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?)
-                .ok_or_else(|| io::Error::other("0 is no process"))?,
-            PidfdFlags::empty(),
-        )?;
         let memory = GuestMemory {
             process,
             pid: Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?),

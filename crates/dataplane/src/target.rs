@@ -267,11 +267,11 @@ impl Shared {
 
     /// Places the next batch's pages and gives QEMU the rest; returns the length of its stream.
     fn write(self: &Arc<Self>, qemu: &mut Option<UnixStream>, decoded: Decoded) -> Result<u64, String> {
-        // From here on the guest's memory is nobody's but the guest's.
+        let mut ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+        // From then on the guest's memory is nobody's but the guest's.
         if self.loaded.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
             return Err("the source sends more than its QEMU's stream".to_owned());
         }
-        let mut ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
         let Ordered {
             assembler,
             memory,
@@ -365,8 +365,10 @@ impl Shared {
             }
             match last_word {
                 Some(0) => {
+                    let ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
                     self.loaded.store(true, Ordering::SeqCst);
-                    let digest = self.ordered.lock().unwrap_or_else(PoisonError::into_inner).digest;
+                    let digest = ordered.digest;
+                    drop(ordered);
                     return (self.on_event)(Event::Loaded(digest));
                 }
                 Some(value) => {

@@ -85,17 +85,21 @@ async fn qemu_of(agent: &Arc<Agent>, vm: &str) -> Option<Arc<RunningVm>> {
     Some(reached)
 }
 
-/// As [`qemu_of`], with whether its guest runs, as soon as it says so.
+/// As [`qemu_of`], with whether its guest was resumed after the release was written, as soon as it says so.
 async fn state_of(agent: &Arc<Agent>, vm: &str) -> Option<(Arc<RunningVm>, bool)> {
     let mut running = qemu_of(agent, vm).await?;
     loop {
         let status = tokio::time::timeout(ANSWER_LIMIT, running.qmp.query_status()).await;
-        if let Ok(Ok(status)) = status {
-            return Some((running, status.status == RunState::Running));
+        if let Ok(Ok(status)) = &status {
+            // A released copy stands in `postmigrate` until it is ended: any other state says that it was resumed.
+            return Some((running, status.status != RunState::PostMigrate));
         }
         tracing::error!(vm, "its QEMU does not say whether the guest runs; trying again");
         tokio::time::sleep(TRY_AGAIN).await;
-        running = Arc::new(reach_again(agent, vm).await?);
+        // A monitor that is only slow stays connected, as it serves one client at a time.
+        if status.is_ok() {
+            running = Arc::new(reach_again(agent, vm).await?);
+        }
     }
 }
 
