@@ -128,20 +128,25 @@ impl Controller {
         if dirt_is_known && forecast.blackout.is_some_and(fits) {
             return Decision::Stop;
         }
-        match self.limits.timeout {
-            Some(timeout) if sample.at >= timeout => Decision::GiveUp(self.why_not(sample, forecast)),
-            _ => Decision::Continue,
+        match self.expired(sample.at) {
+            Some(_) => Decision::GiveUp(self.why_not(sample, forecast)),
+            None => Decision::Continue,
         }
     }
 
     /// Whether the attempt is to be given up without a further sample, because the source's QEMU does not answer: why, if
     /// its time is up.
     pub fn overdue(&self, at: Duration) -> Option<String> {
-        let timeout = self.limits.timeout.filter(|timeout| at >= *timeout)?;
+        let timeout = self.expired(at)?;
         Some(format!(
             "the time allowed, {:.0} s, is up, and the source's QEMU does not say how far it is",
             timeout.as_secs_f64()
         ))
+    }
+
+    /// The time allowed, if it is up.
+    fn expired(&self, at: Duration) -> Option<Duration> {
+        self.limits.timeout.filter(|timeout| at >= *timeout)
     }
 
     fn forecast(&mut self, sample: &Sample) -> Forecast {
@@ -242,6 +247,19 @@ mod tests {
     use super::*;
 
     const MB: u64 = 1_000_000;
+
+    #[test]
+    fn a_qemu_that_says_nothing_is_given_up_when_the_time_is_up() {
+        let limits = |timeout| Limits {
+            max_downtime: Duration::from_millis(300),
+            timeout,
+        };
+        let minute = Duration::from_secs(60);
+        let controller = Controller::new(limits(Some(minute)));
+        assert_eq!(controller.overdue(minute - Duration::from_millis(1)), None);
+        assert!(controller.overdue(minute).unwrap().contains("60 s"));
+        assert_eq!(Controller::new(limits(None)).overdue(minute), None);
+    }
 
     /// A guest of `memory` bytes that dirties `dirty` bytes per second (of at most `hot` distinct ones), a link of `link`
     /// bytes per second, and pages that cost `cost` of themselves; sampled every 100 ms of virtual time.

@@ -50,11 +50,9 @@ pub struct GuestMemory {
 impl GuestMemory {
     /// Opens the memory of process `pid`, and reads a byte of each block to see that it may.
     pub fn open(pid: u32, host: Vec<HostBlock>) -> io::Result<GuestMemory> {
-        let process = pidfd_open(
-            rustix::process::Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?)
-                .ok_or_else(|| io::Error::other("0 is no process"))?,
-            PidfdFlags::empty(),
-        )?;
+        let number = i32::try_from(pid).map_err(io::Error::other)?;
+        let process = rustix::process::Pid::from_raw(number).ok_or_else(|| io::Error::other("0 is no process"))?;
+        let process = pidfd_open(process, PidfdFlags::empty())?;
         let memory = File::open(format!("/proc/{pid}/mem"))?;
         for block in &host {
             memory.read_exact_at(&mut [0], block.address)?;
@@ -64,7 +62,7 @@ impl GuestMemory {
         }
         let memory = GuestMemory {
             process,
-            pid: Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?),
+            pid: Pid::from_raw(number),
             memory,
             host,
             blocks: Vec::new(),

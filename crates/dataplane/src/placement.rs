@@ -218,14 +218,11 @@ mod tests {
     fn memory_that_was_never_touched_is_not_written_with_zeros() {
         // So large that the allocator maps it for itself, untouched.
         let a = vec![0; 4096 * PAGE];
-        let memory = {
-            let mut memory = memory_of(&[&a]);
-            memory.set_blocks(&[Block {
-                bytes: a.len() as u64,
-                ..block("a")
-            }]);
-            memory
-        };
+        let mut memory = memory_of(&[&a]);
+        memory.set_blocks(&[Block {
+            bytes: a.len() as u64,
+            ..block("a")
+        }]);
         let held = memory.held(BlockId(0)).unwrap();
         assert!(
             held.iter().map(|range| range.end - range.start).sum::<u64>() < a.len() as u64 / 2,

@@ -57,8 +57,6 @@ struct Ordered {
     memory: Option<GuestMemory>,
     /// Once the stream has listed its blocks, if the guest's memory can be reached.
     placement: Option<Placement>,
-    page_bytes: usize,
-    digest: StreamDigest,
 }
 
 struct Shared {
@@ -105,8 +103,6 @@ impl Target {
                 assembler: Assembler::new(settings.key.clone()),
                 memory,
                 placement: None,
-                page_bytes: 0,
-                digest: StreamDigest::default(),
             }),
             settings,
             qemu: Mutex::new(None),
@@ -134,7 +130,7 @@ impl Target {
     pub fn hash_memory(&self) -> Option<io::Result<MemoryHash>> {
         let ordered = self.shared.ordered.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = ordered.memory.as_ref()?;
-        Some(memory.hash(ordered.assembler.touched(), ordered.page_bytes))
+        Some(memory.hash(ordered.assembler.touched(), ordered.assembler.page_bytes()))
     }
 
     /// Bytes of pages that were written straight into the guest's memory, and why it is not all of them if others went
@@ -276,8 +272,6 @@ impl Shared {
             assembler,
             memory,
             placement,
-            page_bytes,
-            digest,
         } = &mut *ordered;
         let batch = assembler
             .apply(decoded, &mut |block, offset, into| match memory {
@@ -290,22 +284,18 @@ impl Shared {
             })
             .map_err(|error| error.to_string())?;
         for op in batch.ops() {
-            if let Op::Blocks(blocks) = op {
-                *page_bytes = batch.page_bytes();
-                if let Some(memory) = memory {
-                    memory.set_blocks(blocks);
-                    *placement = Some(Placement::new(memory, blocks, *page_bytes));
-                }
+            if let (Op::Blocks(blocks), Some(memory)) = (op, &mut *memory) {
+                memory.set_blocks(blocks);
+                *placement = Some(Placement::new(memory, blocks, batch.page_bytes()));
             }
         }
-        *digest = assembler.digest();
         let for_qemu = match (placement, memory) {
             (Some(placement), Some(memory)) => placement
                 .place(memory, &batch)
                 .map_err(|error| format!("can't write the target guest's memory: {error}"))?,
             _ => batch.stream().into(),
         };
-        // QEMU's word that it has loaded all of this must not overtake the digest, which therefore comes first.
+        // QEMU's word that it has loaded all of this can't overtake the digest, which is complete here.
         drop(ordered);
         if !for_qemu.is_empty() {
             let qemu = match qemu {
@@ -367,7 +357,7 @@ impl Shared {
                 Some(0) => {
                     let ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
                     self.loaded.store(true, Ordering::SeqCst);
-                    let digest = ordered.digest;
+                    let digest = ordered.assembler.digest();
                     drop(ordered);
                     return (self.on_event)(Event::Loaded(digest));
                 }

@@ -1,9 +1,8 @@
 //! Pages as they were last sent, so that one that is sent again can cross as its difference to what the target holds.
 //!
 //! Memory is bounded, and so is the work: only pages that are sent again are kept, since what was written twice is likely to
-//! be written a third time. Keeping what is sent once as well, nearly all of it for nothing, made moving a guest that hardly
-//! writes cost a third more processor time (2.35 instead of 1.75 s, the benchmark's Redis at 1 Gb/s). When there is no more
-//! room, the page kept longest goes.
+//! be written a third time. Keeping what is sent once as well would be memory to fill in the first round, nearly all of it for
+//! nothing. When there is no more room, the page kept longest goes.
 
 use crate::qemu::BlockId;
 use std::collections::{HashMap, VecDeque};
