@@ -30,9 +30,16 @@ fuzz_target!(|input: &[u8]| {
         let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
         let (payload, rest) = rest.split_at(length);
         payloads = rest;
-        let Ok(decoded) = decoder.decode(payload) else {
+        let Ok(mut decoded) = decoder.decode(payload) else {
             return;
         };
+        let missing = decoder.find(&mut decoded, &mut |_, _, blocks| {
+            blocks.fill(1);
+            true
+        });
+        if decoder.supply(&mut decoded, &missing, &vec![2; missing.len() * 4096]).is_err() {
+            return;
+        }
         let memory = &mut |_: BlockId, _: u64, page: &mut [u8]| {
             page.fill(1);
             Ok(())

@@ -174,6 +174,7 @@ fn ferry(stream: &[u8], settings: &CodecSettings) -> Result<Run, Box<dyn Error>>
             encode(
                 &batch,
                 &classes,
+                &fingerprints,
                 after,
                 encoders[lane].as_mut(),
                 &mut payload,

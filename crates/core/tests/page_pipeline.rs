@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use std::{collections::HashMap, sync::Arc};
 use vmferry_core::{
     page::{
-        Assembler, Batch, BatchBuilder, Codec, CodecSettings, Decoder, EncodingStats, FingerprintKey, Known,
-        RING_BATCHES, Reach, ReadError, RunningDigest, encode, lz::Encode,
+        Ask, Assembler, Batch, BatchBuilder, BlockTable, Catalog, Codec, CodecSettings, Decoder, EncodingStats,
+        FingerprintKey, Known, RING_BATCHES, Reach, ReadError, RunningDigest, ask, content::block_hash, encode,
+        lz::Encode,
     },
     qemu::{BlockId, BlockName, PageAt, RecordKind, record_header},
 };
@@ -209,9 +210,35 @@ fn key() -> FingerprintKey {
 /// Versions kept of all pages that a test has.
 const OF_ALL: usize = 1000;
 
+/// A disk with some of the contents that tests have, and the same disk as the target reads it: every third block was
+/// rewritten since the source indexed it, and the last can't be read.
+fn disk() -> Vec<Vec<u8>> {
+    let pages = (0..6).map(Content::Text).chain((0..6).map(Content::Random));
+    pages.map(|content| content.bytes()).collect()
+}
+
+fn read_disk(source: u16, block: u64, to: &mut [u8]) -> bool {
+    let disk = disk();
+    assert_eq!(source, 1);
+    for (block, to) in (block..).zip(to.chunks_mut(PAGE)) {
+        match disk.get(block as usize) {
+            Some(_) if block % 3 == 0 => to.fill(block as u8),
+            Some(content) if block < 11 => to.copy_from_slice(content),
+            _ => return false,
+        }
+    }
+    true
+}
+
+fn catalog() -> Catalog {
+    let hashes: Vec<u64> = disk().iter().map(|block| block_hash(block)).collect();
+    Catalog::new(vec![BlockTable::default(), BlockTable::new(&hashes, 100)])
+}
+
 /// The source's side of a session.
 struct Source {
     known: Known,
+    catalog: Catalog,
     digest: RunningDigest,
     lanes: Vec<Box<dyn Encode>>,
     stats: EncodingStats,
@@ -221,6 +248,7 @@ impl Source {
     fn new(reach: Reach, versions: usize, settings: &CodecSettings, lanes: usize) -> Self {
         Self {
             known: Known::new(reach, versions * (PAGE + 64)),
+            catalog: Catalog::default(),
             digest: RunningDigest::new(&key()),
             lanes: (0..lanes).map(|_| settings.encoder().unwrap()).collect(),
             stats: EncodingStats::default(),
@@ -230,7 +258,8 @@ impl Source {
     /// The batch's payload, for lane `seq % lanes`.
     fn payload(&mut self, batch: &Batch) -> Vec<u8> {
         let fingerprints = key().pages(batch);
-        let classes = self.known.classify(batch, &fingerprints);
+        let mut classes = self.known.classify(batch, &fingerprints);
+        self.catalog.refer(batch, &mut classes);
         let after = self
             .digest
             .extend(batch.stream().len(), key().batch(batch, &fingerprints));
@@ -239,6 +268,7 @@ impl Source {
         encode(
             batch,
             &classes,
+            &fingerprints,
             after,
             self.lanes[lane].as_mut(),
             &mut payload,
@@ -297,15 +327,53 @@ fn ferry(
     reach: Reach,
     versions: usize,
 ) -> EncodingStats {
+    ferry_with(
+        Catalog::default(),
+        stream,
+        reads,
+        batch_bytes,
+        codec,
+        lanes,
+        reach,
+        versions,
+    )
+}
+
+/// The same, with known content beside the stream.
+#[allow(clippy::too_many_arguments, reason = "what a session can differ in")]
+fn ferry_with(
+    catalog: Catalog,
+    stream: &[u8],
+    reads: &[usize],
+    batch_bytes: usize,
+    codec: Codec,
+    lanes: usize,
+    reach: Reach,
+    versions: usize,
+) -> EncodingStats {
     let batches = batches(stream, reads, batch_bytes);
     let mut source = Source::new(reach, versions, &settings(codec), lanes);
+    source.catalog = catalog;
     let payloads: Vec<_> = batches.iter().map(|batch| source.payload(batch)).collect();
 
     let mut decoded = HashMap::new();
     for lane in (0..lanes).rev() {
         let mut decoder = Decoder::new(key(), &settings(codec)).unwrap();
         for payload in payloads.iter().skip(lane).step_by(lanes) {
-            let batch = decoder.decode(payload).unwrap();
+            let mut batch = decoder.decode(payload).unwrap();
+            let missing = decoder.find(&mut batch, &mut read_disk);
+            if !missing.is_empty() {
+                let ask = Ask {
+                    seq: batch.seq(),
+                    pages: missing,
+                };
+                let heard = Ask::decode(&ask.encode()).unwrap();
+                let answer = heard.answer(&batches[batch.seq() as usize]).unwrap().unwrap();
+                let (seq, contents) = ask::batch_of(&answer).unwrap();
+                assert_eq!(seq, ask.seq);
+                let contents = ask::contents(contents, ask.pages.len() * PAGE).unwrap();
+                decoder.supply(&mut batch, &ask.pages, &contents).unwrap();
+            }
             decoded.insert(batch.seq(), batch);
         }
     }
@@ -341,8 +409,10 @@ proptest! {
         lanes in 1usize..4,
         reach in prop_oneof![3 => Just(Reach::All), 1 => Just(Reach::Batches(0)), 1 => Just(Reach::Batches(RING_BATCHES))],
         versions in prop_oneof![Just(0), Just(5), Just(OF_ALL)],
+        with_disk: bool,
     ) {
-        ferry(&stream(&records), &reads, batch_bytes, codec, lanes, reach, versions);
+        let catalog = if with_disk { catalog() } else { Catalog::default() };
+        ferry_with(catalog, &stream(&records), &reads, batch_bytes, codec, lanes, reach, versions);
     }
 
     #[test]
@@ -438,6 +508,61 @@ fn every_encoding_is_used_where_it_should_be() {
             && stats.zero.wire_bytes < 40,
         "{stats:?}"
     );
+}
+
+#[test]
+fn what_stands_on_a_disk_is_referred_to_and_what_changed_there_is_asked_for() {
+    let page = |page, content| Record::Page {
+        block: 0,
+        page,
+        content,
+    };
+    // Blocks 4 and 5, in a run; 6, which was rewritten; 11, which can't be read; one that is on no disk.
+    let records = [
+        page(0, Content::Text(4)),
+        page(1, Content::Text(5)),
+        page(2, Content::Random(0)),
+        page(3, Content::Random(5)),
+        page(4, Content::Random(9)),
+    ];
+    let stats = ferry_with(
+        catalog(),
+        &stream(&records),
+        &[4096],
+        1 << 20,
+        Codec::Zstd,
+        1,
+        Reach::All,
+        0,
+    );
+    assert_eq!(
+        (stats.content.pages, stats.raw.pages, stats.lz.pages),
+        (4, 1, 0),
+        "{stats:?}"
+    );
+    assert!(stats.content.wire_bytes < 4 * 16 + 30, "{stats:?}");
+}
+
+#[test]
+fn a_page_supplied_that_is_another_is_refused() {
+    let records = [Record::Page {
+        block: 0,
+        page: 0,
+        content: Content::Text(0),
+    }];
+    let batch = batches(&stream(&records), &[1 << 20], 1 << 20).remove(0);
+    let mut source = Source::new(Reach::All, 0, &settings(Codec::Zstd), 1);
+    source.catalog = catalog();
+    let payload = source.payload(&batch);
+    let mut decoder = Decoder::new(key(), &settings(Codec::Zstd)).unwrap();
+    let mut decoded = decoder.decode(&payload).unwrap();
+    assert_eq!(decoder.find(&mut decoded, &mut read_disk), [0], "block 0 was rewritten");
+    let right = Content::Text(0).bytes();
+    assert!(decoder.supply(&mut decoded, &[0], &Content::Text(1).bytes()).is_err());
+    assert!(decoder.supply(&mut decoded, &[0], &[]).is_err());
+    assert!(decoder.supply(&mut decoded, &[1], &right).is_err());
+    let unresolved = Assembler::new(key()).apply(decoded, &mut |_, _, _| Ok(()));
+    assert!(unresolved.is_err());
 }
 
 #[test]

@@ -59,6 +59,9 @@ pub enum AssembleError {
     /// The block that a record is said to be about is not the one that its bytes name.
     #[error("the source names another block than it means; source and target do not agree, start the migration again")]
     Block,
+    /// A page that stood in known content, and was neither found nor supplied.
+    #[error("a page is missing that the target should have asked for, which is a defect in vmferry")]
+    Missing,
     /// A difference that is none of a page.
     #[error("a page's difference makes no sense; source and target do not agree, start the migration again")]
     Delta,
@@ -187,6 +190,7 @@ impl Assembler {
                                 return Err(AssembleError::Delta);
                             }
                         }
+                        Some(Content::Block { .. }) => return Err(AssembleError::Missing),
                         Some(Content::Here(_)) | None => {}
                     }
                     self.ring.note(at.block, at.offset, At { seq: batch.seq, start });
@@ -201,7 +205,7 @@ impl Assembler {
         let mut filled = self.key.contents(&filled).into_iter();
         let fingerprint = |page: &Content| match page {
             Content::Here(fingerprint) => Some(*fingerprint),
-            Content::At(..) | Content::Delta(_) => filled.next(),
+            Content::At(..) | Content::Delta(_) | Content::Block { .. } => filled.next(),
         };
         Ok(pages.iter().filter_map(fingerprint).collect())
     }

@@ -79,10 +79,16 @@ impl Batch {
 
     /// The contents of the pages, in order: one per [`Op::Page`].
     pub fn pages(&self) -> impl Iterator<Item = &[u8]> {
-        self.ops.iter().filter_map(|op| match op {
-            Op::Page { start, .. } => Some(self.page(*start)),
+        self.starts().into_iter().map(|start| self.page(start))
+    }
+
+    /// Where the contents of the pages begin, in order.
+    pub(super) fn starts(&self) -> Vec<usize> {
+        let start = |op: &Op| match op {
+            Op::Page { start, .. } => Some(*start),
             _ => None,
-        })
+        };
+        self.ops.iter().filter_map(start).collect()
     }
 
     /// The buffer, for [`BatchBuilder::cut`](super::BatchBuilder::cut) to fill again.

@@ -5,6 +5,8 @@
 
 use super::{
     batch::{Batch, Op},
+    catalog::CONTENT_SOURCES_MAX,
+    content::BLOCK_BYTES,
     delta,
     digest::StreamDigest,
     fingerprint::{Fingerprint, FingerprintKey},
@@ -24,6 +26,8 @@ pub struct Decoder {
     lz: Box<dyn Decode>,
     /// For the next batch's stream.
     buffer: Vec<u8>,
+    /// Blocks as they were read.
+    blocks: Vec<u8>,
 }
 
 /// A batch with holes.
@@ -47,7 +51,16 @@ pub(super) enum Content {
     At(BlockId, u64),
     /// It is what the target holds at its own address, changed by this part of the differences.
     Delta(Range<usize>),
+    /// It is a block of known content, or it has to be asked for; its fingerprint tells.
+    Block {
+        source: u16,
+        block: u64,
+        fingerprint: Fingerprint,
+    },
 }
+
+/// Reads known content: fills the buffer with blocks of that content source from that one on. `false` if that can't be done.
+pub type ReadContent<'a> = dyn FnMut(u16, u64, &mut [u8]) -> bool + 'a;
 
 /// What is wrong with a payload. The session is over then: frames have a checksum, so this is a sender that is broken or
 /// lies, and the lane's dictionary is out of step.
@@ -65,6 +78,18 @@ pub enum DecodeError {
 }
 
 impl Decoded {
+    /// Takes `content`, whose fingerprint is `found`, as the page's of that number, if it is that.
+    fn fill(&mut self, number: usize, start: usize, content: &[u8], found: Fingerprint) -> bool {
+        match self.pages.get_mut(number) {
+            Some(page) if matches!(*page, Content::Block { fingerprint, .. } if fingerprint == found) => {
+                *page = Content::Here(found);
+                self.batch.stream[start..][..BLOCK_BYTES].copy_from_slice(content);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// The batch's place in the session's order: [`Assembler::apply`](super::Assembler::apply) wants them in it.
     pub fn seq(&self) -> u64 {
         self.batch.seq
@@ -83,6 +108,7 @@ impl Decoder {
             key,
             lz: settings.decoder()?,
             buffer: Vec::new(),
+            blocks: Vec::new(),
         })
     }
 
@@ -149,6 +175,50 @@ impl Decoder {
         })
     }
 
+    /// Fills in the pages that stand in known content. Returns those that do not, by their number in the batch: they have to
+    /// be [supplied](Self::supply) before the batch is assembled.
+    pub fn find(&mut self, decoded: &mut Decoded, read: &mut ReadContent<'_>) -> Vec<u16> {
+        let starts = decoded.batch.starts();
+        let mut missing = Vec::new();
+        let mut first = 0;
+        while let Some(page) = decoded.pages.get(first) {
+            let Content::Block { source, block, .. } = *page else {
+                first += 1;
+                continue;
+            };
+            let run = first..first + neighbours(&decoded.pages[first..]);
+            self.blocks.resize(run.len() * BLOCK_BYTES, 0);
+            let was_read = read(source, block, &mut self.blocks);
+            let blocks: Vec<&[u8]> = self.blocks.chunks_exact(BLOCK_BYTES).collect();
+            let found = self.key.contents(&blocks);
+            for ((number, block), found) in run.clone().zip(blocks).zip(found) {
+                if !(was_read && decoded.fill(number, starts[number], block, found)) {
+                    // A batch has far fewer pages than this counts.
+                    missing.push(number as u16);
+                }
+            }
+            first = run.end;
+        }
+        missing
+    }
+
+    /// Fills in pages that were not found, in the order in which they were asked for.
+    pub fn supply(&self, decoded: &mut Decoded, pages: &[u16], contents: &[u8]) -> Result<(), DecodeError> {
+        let starts = decoded.batch.starts();
+        let blocks: Vec<&[u8]> = contents.chunks(BLOCK_BYTES).collect();
+        if contents.len() != pages.len() * BLOCK_BYTES {
+            return Err(DecodeError::Malformed("other pages than were asked for"));
+        }
+        for ((number, block), got) in pages.iter().zip(&blocks).zip(self.key.contents(&blocks)) {
+            let number = usize::from(*number);
+            let start = starts.get(number).copied().unwrap_or_default();
+            if !decoded.fill(number, start, block, got) {
+                return Err(DecodeError::Malformed("a page that is not the one asked for"));
+            }
+        }
+        Ok(())
+    }
+
     /// Fingerprints the pages that are here.
     fn fingerprint(&self, batch: &Batch, pages: &mut [Content]) {
         let contents: Vec<&[u8]> = batch
@@ -158,12 +228,28 @@ impl Decoder {
             .collect();
         let here = pages.iter_mut().filter_map(|page| match page {
             Content::Here(fingerprint) => Some(fingerprint),
-            Content::At(..) | Content::Delta(_) => None,
+            Content::At(..) | Content::Delta(_) | Content::Block { .. } => None,
         });
         for (page, fingerprint) in here.zip(self.key.contents(&contents)) {
             *page = fingerprint;
         }
     }
+}
+
+/// How many of these pages, from the first on, stand one behind the other in the same content source.
+fn neighbours(pages: &[Content]) -> usize {
+    let follows = |pair: &[Content]| match pair {
+        [
+            Content::Block { source, block, .. },
+            Content::Block {
+                source: next_source,
+                block: next,
+                ..
+            },
+        ] => source == next_source && block + 1 == *next,
+        _ => false,
+    };
+    1 + pages.windows(2).take_while(|pair| follows(pair)).count()
 }
 
 /// Where a part of the LZ section belongs.
@@ -281,6 +367,30 @@ struct Build<'a> {
     record: Vec<u8>,
 }
 
+/// Where a page has its content from.
+#[derive(Clone, Copy)]
+enum Whence {
+    /// What the target holds at that offset of that block.
+    At(BlockId, u64),
+    /// That block of that content source.
+    Block(u16, u64),
+    /// What the target holds at the page's address, and a difference.
+    Delta,
+    Raw,
+    Lz,
+}
+
+impl Whence {
+    /// The same for the page so many pages farther on in a run.
+    fn ahead(self, pages: u64, page_bytes: usize) -> Self {
+        match self {
+            Self::At(block, offset) => Self::At(block, offset + pages * page_bytes as u64),
+            Self::Block(source, block) => Self::Block(source, block + pages),
+            other => other,
+        }
+    }
+}
+
 /// The address part of an operation on pages.
 struct Address {
     at: PageAt,
@@ -302,7 +412,9 @@ impl Build<'_> {
             Kind::Bytes => self.bytes(from),
             Kind::Blocks => self.blocks(from),
             Kind::Foreign => self.foreign(from, flags),
-            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy | Kind::Delta => self.run(from, kind, flags),
+            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy | Kind::Delta | Kind::Content => {
+                self.run(from, kind, flags)
+            }
         }
     }
 
@@ -403,17 +515,15 @@ impl Build<'_> {
             return Err(DecodeError::TooLarge);
         }
         self.end_at(&at, pages)?;
-        let source = match kind {
-            Kind::Same => Some((at.block, at.offset)),
-            Kind::Copy => Some(self.copied_from(from, pages)?),
-            _ => None,
+        let whence = self.whence(kind, &at, from, pages)?;
+        // What is said of each page stands behind the run, one after another.
+        let each_bytes = match kind {
+            Kind::Delta => 1,
+            Kind::Content => size_of::<Fingerprint>(),
+            _ => 0,
         };
-        let mut lines = if kind == Kind::Delta {
-            let lines = from.bytes(pages as usize);
-            lines.ok_or(DecodeError::Malformed("lines of differences"))?.iter()
-        } else {
-            [].iter()
-        };
+        let each = from.bytes(pages as usize * each_bytes);
+        let mut each = Reader::new(each.ok_or(DecodeError::Malformed("fewer pages than said"))?);
         if kind == Kind::Zero {
             let record = self.stream.end;
             self.ops.push(Op::Zero { at, record, pages });
@@ -430,41 +540,67 @@ impl Build<'_> {
                 self.record(RecordKind::Zero, &at, name);
                 self.check_size()?;
             } else {
-                let source = source.map(|(block, offset)| (block, offset + ahead));
-                self.page(kind, at, name, source, lines.next().copied())?;
+                self.page(at, name, whence.ahead(page, self.page_bytes), &mut each)?;
             }
         }
         Ok(())
     }
 
-    fn page(
-        &mut self,
-        kind: Kind,
-        at: PageAt,
-        name: &BlockName,
-        source: Option<(BlockId, u64)>,
-        lines: Option<u8>,
-    ) -> Result<(), DecodeError> {
+    /// Where the run's first page has its content from.
+    fn whence(&self, kind: Kind, at: &PageAt, from: &mut Reader<'_>, pages: u64) -> Result<Whence, DecodeError> {
+        Ok(match kind {
+            Kind::Same => Whence::At(at.block, at.offset),
+            Kind::Copy => {
+                let (block, page) = place(from).ok_or(DecodeError::Malformed("page to copy"))?;
+                Whence::At(block, self.offset(page, pages)?)
+            }
+            Kind::Content => {
+                if self.page_bytes != BLOCK_BYTES {
+                    return Err(DecodeError::Malformed("known content for pages of another size"));
+                }
+                let (source, block) = place(from)
+                    .filter(|(source, _)| usize::from(source.0) < CONTENT_SOURCES_MAX)
+                    .ok_or(DecodeError::Malformed("known content"))?;
+                self.offset(block, pages)?;
+                Whence::Block(source.0, block)
+            }
+            Kind::Delta => Whence::Delta,
+            Kind::Raw => Whence::Raw,
+            _ => Whence::Lz,
+        })
+    }
+
+    fn page(&mut self, at: PageAt, name: &BlockName, whence: Whence, each: &mut Reader<'_>) -> Result<(), DecodeError> {
         let record = self.record(RecordKind::Page, &at, name);
         let start = self.stream.end;
-        let few = DecodeError::Malformed("fewer pages than said");
-        if let Some((block, offset)) = source {
-            self.pages.push(Content::At(block, offset));
-            self.stream.leave_out(self.page_bytes);
-        } else if let Some(lines) = lines {
-            let delta = self.delta(delta::bytes(lines, self.page_bytes));
-            self.pages.push(Content::Delta(delta.ok_or(few)?));
-            self.stream.leave_out(self.page_bytes);
-        } else {
-            if kind == Kind::Raw {
-                self.stream.write(self.raw.bytes(self.page_bytes).ok_or(few)?);
-            } else {
-                self.lz_bytes(self.page_bytes).ok_or(few)?;
-            }
-            self.pages.push(Content::Here(Fingerprint::default()));
-        }
+        let content = self.content(whence, each);
+        self.pages
+            .push(content.ok_or(DecodeError::Malformed("fewer pages than said"))?);
         self.ops.push(Op::Page { at, record, start });
         self.check_size()
+    }
+
+    /// Room for a page's content, or the content; `None` if the payload has less.
+    fn content(&mut self, whence: Whence, each: &mut Reader<'_>) -> Option<Content> {
+        let content = match whence {
+            Whence::Raw => {
+                self.stream.write(self.raw.bytes(self.page_bytes)?);
+                return Some(Content::Here(Fingerprint::default()));
+            }
+            Whence::Lz => {
+                self.lz_bytes(self.page_bytes)?;
+                return Some(Content::Here(Fingerprint::default()));
+            }
+            Whence::At(block, offset) => Content::At(block, offset),
+            Whence::Block(source, block) => Content::Block {
+                source,
+                block,
+                fingerprint: Fingerprint(each.array()?),
+            },
+            Whence::Delta => Content::Delta(self.delta(delta::bytes(each.u8()?, self.page_bytes))?),
+        };
+        self.stream.leave_out(self.page_bytes);
+        Some(content)
     }
 
     /// What [`encode`](super::encode()) wrote in front of an operation on `pages` pages: name and address.
@@ -496,11 +632,6 @@ impl Build<'_> {
         self.offset(page, pages)?;
         self.next = Some((at.block, page + pages));
         Ok(())
-    }
-
-    fn copied_from(&self, from: &mut Reader<'_>, pages: u64) -> Result<(BlockId, u64), DecodeError> {
-        let (block, page) = place(from).ok_or(DecodeError::Malformed("page to copy"))?;
-        Ok((block, self.offset(page, pages)?))
     }
 
     /// Where the page begins, bytes, if so many pages from it on lie within the largest guest.

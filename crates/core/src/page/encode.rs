@@ -5,6 +5,7 @@ use super::{
     delta,
     digest::StreamDigest,
     entropy::is_compressible,
+    fingerprint::Fingerprint,
     known::Class,
     lz::{Encode, LzError},
     payload::{FOLLOWS, HEADER_BYTES, Kind, NAMED, put_varint},
@@ -15,12 +16,13 @@ use std::ops::Range;
 
 /// Appends the batch's payload to `out`, and what it cost to `stats`.
 ///
-/// `classes` are the batch's, in order ([`Known::classify`](super::Known::classify)), `after` is the running digest at its
+/// `classes` and `fingerprints` are the batch's, in order ([`Known::classify`](super::Known::classify)), `after` is the running digest at its
 /// end, `lz` the encoder of the lane that will carry it: a lane's payloads must cross in the order of these calls. The
 /// layout is [`payload`](super::payload)'s.
 pub fn encode(
     batch: &Batch,
     classes: &[Class],
+    fingerprints: &[Fingerprint],
     after: StreamDigest,
     lz: &mut dyn Encode,
     out: &mut Vec<u8>,
@@ -44,7 +46,7 @@ pub fn encode(
         lz: plain,
         raw,
         foreign_bytes,
-    } = operations(batch, classes, &deltas, out, &mut cost);
+    } = operations(batch, classes, fingerprints, &deltas, out, &mut cost);
     let operations_bytes = out.len() - start - HEADER_BYTES;
 
     let plain_bytes: usize = plain.iter().map(|piece| piece.len()).sum();
@@ -116,6 +118,7 @@ struct Sections<'a> {
 fn operations<'a>(
     batch: &'a Batch,
     classes: &[Class],
+    fingerprints: &[Fingerprint],
     deltas: &'a Deltas,
     out: &mut Vec<u8>,
     cost: &mut EncodingStats,
@@ -132,7 +135,7 @@ fn operations<'a>(
         raw: Vec::new(),
         foreign_bytes: 0,
     };
-    let (mut classes, mut of_pages) = (classes.iter(), deltas.of_pages.iter());
+    let (mut classes, mut of_pages) = (classes.iter().zip(fingerprints), deltas.of_pages.iter());
     for op in batch.ops() {
         match op {
             Op::Bytes(range) => {
@@ -147,27 +150,30 @@ fn operations<'a>(
                     name: batch.name(at, *record),
                     pages: *pages,
                     from: None,
-                    lines: Vec::new(),
+                    each: Vec::new(),
                 });
             }
             Op::Page { at, record, start } => {
                 let content = batch.page(*start);
                 let delta = of_pages.next().and_then(Option::as_ref);
-                let (kind, from) = match (classes.next(), delta) {
-                    (Some(Class::Same), _) => (Kind::Same, None),
-                    (Some(Class::Copy { block, page }), _) => (Kind::Copy, Some((*block, *page))),
-                    (Some(Class::New { .. }) | None, Some(_)) => (Kind::Delta, None),
-                    (Some(Class::New { .. }) | None, None) if is_compressible(content) => (Kind::Lz, None),
-                    (Some(Class::New { .. }) | None, None) => (Kind::Raw, None),
+                let class = classes.next();
+                let (kind, from) = match (class, delta) {
+                    (Some((Class::Same, _)), _) => (Kind::Same, None),
+                    (Some((Class::Copy { block, page }, _)), _) => (Kind::Copy, Some((block.0, *page))),
+                    (Some((Class::Content { source, block }, _)), _) => (Kind::Content, Some((*source, *block))),
+                    (Some((Class::New { .. }, _)) | None, Some(_)) => (Kind::Delta, None),
+                    (Some((Class::New { .. }, _)) | None, None) if is_compressible(content) => (Kind::Lz, None),
+                    (Some((Class::New { .. }, _)) | None, None) => (Kind::Raw, None),
                 };
-                let mut lines = Vec::new();
-                match (kind, delta) {
-                    (Kind::Delta, Some((range, count))) => {
+                let mut each = Vec::new();
+                match (kind, class, delta) {
+                    (Kind::Delta, _, Some((range, lines))) => {
                         sections.lz.push(&deltas.bytes[range.clone()]);
-                        lines.push(*count);
+                        each.push(*lines);
                     }
-                    (Kind::Lz, _) => sections.lz.push(content),
-                    (Kind::Raw, _) => sections.raw.push(content),
+                    (Kind::Content, Some((_, fingerprint)), _) => each.extend_from_slice(&fingerprint.0),
+                    (Kind::Lz, ..) => sections.lz.push(content),
+                    (Kind::Raw, ..) => sections.raw.push(content),
                     _ => {}
                 }
                 writer.pages(Run {
@@ -176,7 +182,7 @@ fn operations<'a>(
                     name: batch.name(at, *record),
                     pages: 1,
                     from,
-                    lines,
+                    each,
                 });
             }
             Op::Foreign { block, offset, range } => {
@@ -196,10 +202,10 @@ struct Run<'a> {
     at: PageAt,
     name: &'a [u8],
     pages: u64,
-    /// Where the first page is copied from.
-    from: Option<(BlockId, u64)>,
-    /// Lines changed, of each page of differences.
-    lines: Vec<u8>,
+    /// Where the first page's content is: block of the guest or content source, and the number there.
+    from: Option<(u16, u64)>,
+    /// What is said of each page: the lines that changed, or its fingerprint.
+    each: Vec<u8>,
 }
 
 impl Run<'_> {
@@ -209,7 +215,7 @@ impl Run<'_> {
             && !next.at.named
             && self.at.block == next.at.block
             && self.at.offset + self.pages * page_bytes == next.at.offset
-            && self.from.map(|(block, page)| (block, page + self.pages)) == next.from
+            && self.from.map(|(of, number)| (of, number + self.pages)) == next.from
     }
 }
 
@@ -228,7 +234,7 @@ impl<'b> Writer<'_, 'b> {
         match &mut self.run {
             Some(open) if open.goes_on_with(&run, self.page_bytes) => {
                 open.pages += run.pages;
-                open.lines.extend(run.lines);
+                open.each.extend(run.each);
             }
             _ => {
                 self.close();
@@ -276,15 +282,16 @@ impl<'b> Writer<'_, 'b> {
         let start = self.out.len();
         self.address(run.kind, run.at.block, run.at.offset, run.name, run.pages);
         put_varint(run.pages, self.out);
-        if let Some((block, page)) = run.from {
-            put_varint(u64::from(block.0), self.out);
-            put_varint(page, self.out);
+        if let Some((of, number)) = run.from {
+            put_varint(u64::from(of), self.out);
+            put_varint(number, self.out);
         }
-        self.out.extend(&run.lines);
+        self.out.extend(&run.each);
         let tally = match run.kind {
             Kind::Zero => &mut self.cost.zero,
             Kind::Same => &mut self.cost.same,
             Kind::Copy => &mut self.cost.copy,
+            Kind::Content => &mut self.cost.content,
             Kind::Raw => &mut self.cost.raw,
             Kind::Delta => &mut self.cost.delta,
             _ => &mut self.cost.lz,

@@ -36,6 +36,13 @@ pub enum Class {
         /// Its number in the block.
         page: u64,
     },
+    /// A block of known content that the target can read has it, as far as the source knows ([`Catalog`](super::Catalog)).
+    Content {
+        /// The content source's number.
+        source: u16,
+        /// The block's number.
+        block: u64,
+    },
 }
 
 /// Which of the pages sent before may be referred to.

@@ -8,6 +8,9 @@
 //! | [`fingerprint`] | when two pages count as equal |
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
+//! | [`catalog`] | what stands in disks, images and checkpoints that the target reads for itself |
+//! | [`content`] | the blocks that those are made of |
+//! | [`ask`] | what the target did not find there |
 //! | [`versions`] | pages as they were last sent, within a bound |
 //! | `delta` | a page as its difference to what the target holds |
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
@@ -29,9 +32,12 @@
 //! target  wire ─▶ Decoder::decode ─▶ │ Assembler::apply │ ─▶ Batch::stream ─▶ QEMU
 //! ```
 
+pub mod ask;
 pub mod assemble;
 pub mod batch;
 pub mod builder;
+pub mod catalog;
+pub mod content;
 pub mod decode;
 mod delta;
 pub mod digest;
@@ -48,9 +54,11 @@ mod sparse;
 pub mod stats;
 pub mod versions;
 
+pub use ask::Ask;
 pub use assemble::{AssembleError, Assembler, ReadError};
 pub use batch::{Batch, Op};
 pub use builder::BatchBuilder;
+pub use catalog::{BlockTable, Catalog};
 pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
 pub use encode::encode;

@@ -27,6 +27,7 @@
 //! | 6 | pages that the target holds elsewhere | address, n pages, n block and n page of the first of them |
 //! | 7 | a foreign record, from the LZ section | address, n bytes |
 //! | 8 | pages by their difference to what the target holds at that address, from the LZ section | address, n pages, for each a byte: lines changed |
+//! | 9 | pages that stand as blocks in known content | address, n pages, n content source and n block of the first of them, for each 16 bytes: fingerprint |
 //!
 //! The kind is the tag's lower four bits. The bit [`NAMED`] says that the (first) record carries the name of its block,
 //! which then follows the tag (u8 length, name). The bit [`FOLLOWS`] says that the address is the page behind the operation
@@ -64,6 +65,8 @@ pub enum Kind {
     Foreign = 7,
     /// Pages by their difference to what the target holds at the same address.
     Delta = 8,
+    /// Pages that stand as blocks in known content.
+    Content = 9,
 }
 
 impl Kind {
@@ -79,6 +82,7 @@ impl Kind {
             6 => Self::Copy,
             7 => Self::Foreign,
             8 => Self::Delta,
+            9 => Self::Content,
             _ => return None,
         };
         let flags = tag & !KIND_BITS;
@@ -188,6 +192,6 @@ mod tests {
         );
         assert_eq!(Kind::from_tag(Kind::Bytes as u8 | NAMED), None);
         assert_eq!(Kind::from_tag(0x40), None);
-        assert_eq!(Kind::from_tag(9), None);
+        assert_eq!(Kind::from_tag(10), None);
     }
 }

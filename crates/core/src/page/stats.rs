@@ -21,6 +21,8 @@ pub struct EncodingStats {
     pub same: Tally,
     /// Pages that the target held at another address.
     pub copy: Tally,
+    /// Pages that stand in known content which the target reads; those that it then asked for are counted here as well.
+    pub content: Tally,
     /// Pages as the difference to what the target held at that address, through the LZ coder.
     pub delta: Tally,
     /// Pages through the LZ coder.
@@ -46,11 +48,12 @@ impl EncodingStats {
         self.tallies().iter().map(|tally| tally.wire_bytes).sum::<u64>() + self.other_wire_bytes
     }
 
-    fn tallies(&self) -> [Tally; 7] {
+    fn tallies(&self) -> [Tally; 8] {
         [
             self.zero,
             self.same,
             self.copy,
+            self.content,
             self.delta,
             self.lz,
             self.raw,
@@ -71,6 +74,7 @@ impl AddAssign for EncodingStats {
         self.zero += other.zero;
         self.same += other.same;
         self.copy += other.copy;
+        self.content += other.content;
         self.delta += other.delta;
         self.lz += other.lz;
         self.raw += other.raw;

@@ -1,0 +1,306 @@
+//! What a page can be referred to beside the pages sent before: blocks of disks, images and checkpoints that the target
+//! reads for itself.
+//!
+//! The source only ever guesses that a block has some content, from a short hash of what it was when it was indexed. The
+//! target reads the block and compares it with the page's fingerprint; where that differs it asks for the page. So nothing
+//! here has to be true, a guess that is wrong costs bytes and a round trip, and a content source that is wrong too often is
+//! not referred to any more.
+
+use super::{
+    batch::Batch,
+    content::{BLOCK_BYTES, block_hash},
+    known::Class,
+};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Content sources of one session.
+pub const CONTENT_SOURCES_MAX: usize = 64;
+/// Misses that a content source may have before their part counts.
+const MISSES_FREE: u64 = 64;
+/// Beyond those: one miss in so many pages.
+const PAGES_PER_MISS: u64 = 8;
+
+/// Blocks by the hash of their content: 8 bytes for each block that is not zero and has a content of its own, and half a
+/// byte for the directory.
+#[derive(Clone, Debug, Default)]
+pub struct BlockTable {
+    /// log2 of the number of buckets; a hash's upper bits are its bucket's number.
+    bits: u32,
+    /// Where in `entries` each bucket begins, and behind the last where it ends.
+    starts: Vec<u32>,
+    /// The 32 bits of the hash behind its bucket's number, then the block. Unused at the end of a bucket: 0 and block 0.
+    entries: Vec<u64>,
+    hash_bits: u32,
+    len: usize,
+}
+
+/// Bits of a hash that [`BlockTable::packed`] passes on. Of a million blocks, one page in a million is then taken for a block
+/// that it is not.
+const PACKED_HASH_BITS: u32 = 40;
+
+impl BlockTable {
+    /// A table of the blocks with these hashes ([`block_hash`]), numbered from 0; those of hash 0 are left out, and all beyond
+    /// the first `blocks_max`.
+    pub fn new(hashes: &[u64], blocks_max: usize) -> Self {
+        Self::with_precision(hashes, blocks_max, u64::BITS)
+    }
+
+    fn with_precision(hashes: &[u64], blocks_max: usize, hash_bits: u32) -> Self {
+        let count = hashes.iter().filter(|hash| **hash != 0).count().min(blocks_max);
+        let numbered = || {
+            // A block's number takes 32 bits of its entry: 16 TiB.
+            let numbers = 0..=u32::MAX;
+            numbers.zip(hashes).filter(|(_, hash)| **hash != 0).take(count)
+        };
+        // About eight to a bucket.
+        let bits = (count / 8).checked_ilog2().unwrap_or(0).max(1);
+        let bucket = |hash: u64| (hash >> (u64::BITS - bits)) as usize;
+        let mut starts = vec![0u32; (1 << bits) + 1];
+        for (_, hash) in numbered() {
+            starts[bucket(*hash) + 1] += 1;
+        }
+        for index in 1..starts.len() {
+            starts[index] += starts[index - 1];
+        }
+        let mut table = Self {
+            bits,
+            starts,
+            entries: vec![0; count],
+            hash_bits,
+            len: 0,
+        };
+        let mut filled = vec![0u32; 1 << bits];
+        for (block, hash) in numbered() {
+            let (bucket, tag) = (bucket(*hash), table.tag(*hash));
+            let start = table.starts[bucket] as usize;
+            let entries = &mut table.entries[start..start + filled[bucket] as usize];
+            // A content that an image repeats without end would fill its bucket with itself.
+            if entries.iter().all(|entry| entry >> 32 != tag) {
+                table.entries[start + filled[bucket] as usize] = tag << 32 | u64::from(block);
+                filled[bucket] += 1;
+                table.len += 1;
+            }
+        }
+        table
+    }
+
+    /// The block that had content of this hash.
+    pub fn find(&self, hash: u64) -> Option<u64> {
+        if hash == 0 || self.len == 0 {
+            return None;
+        }
+        let bucket = (hash >> (u64::BITS - self.bits)) as usize;
+        let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
+        let tag = self.tag(hash);
+        let found = self.entries[start..end].iter().find(|entry| **entry >> 32 == tag)?;
+        // What is left free behind repeated contents looks like block 0 with a tag of zeros.
+        (*found != 0 || tag == 0).then_some(found & u64::from(u32::MAX))
+    }
+
+    /// The part of a hash behind its bucket's number, as far as it is known.
+    fn tag(&self, hash: u64) -> u64 {
+        let known = hash & (u64::MAX << (u64::BITS - self.hash_bits));
+        (known << self.bits) >> 32
+    }
+
+    /// Blocks that can be found.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Memory that this takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.entries.len() * size_of::<u64>() + self.starts.len() * size_of::<u32>()
+    }
+
+    /// Hashes as they cross the wire for a table of what only the other side has: the upper 40 bits of each, in order.
+    pub fn packed(hashes: &[u64]) -> Vec<u8> {
+        let mut packed = Vec::with_capacity(hashes.len() * PACKED_HASH_BITS as usize / 8);
+        for hash in hashes {
+            // One that is not zero must not become it.
+            let upper = (hash >> (u64::BITS - PACKED_HASH_BITS)).max(u64::from(*hash != 0));
+            packed.extend_from_slice(&upper.to_be_bytes()[3..]);
+        }
+        packed
+    }
+
+    /// The table of [`packed`](Self::packed) hashes; an incomplete one at the end is left out.
+    pub fn unpacked(packed: &[u8]) -> Self {
+        let (hashes, _) = packed.as_chunks::<{ PACKED_HASH_BITS as usize / 8 }>();
+        let hashes: Vec<u64> = hashes
+            .iter()
+            .map(|bytes| {
+                bytes.iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte)) << (u64::BITS - PACKED_HASH_BITS)
+            })
+            .collect();
+        Self::with_precision(&hashes, usize::MAX, PACKED_HASH_BITS)
+    }
+}
+
+/// The content sources that a session's source may refer to, by number.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    sources: Vec<Source>,
+}
+
+#[derive(Debug)]
+struct Source {
+    table: BlockTable,
+    /// Pages that were referred to it.
+    referred: AtomicU64,
+    /// Of those, pages that the target asked for.
+    missed: AtomicU64,
+}
+
+impl Catalog {
+    /// Of these tables, numbered from 0; a page that several have is referred to the first.
+    pub fn new(tables: Vec<BlockTable>) -> Self {
+        let sources = tables.into_iter().map(|table| Source {
+            table,
+            referred: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
+        });
+        Self {
+            sources: sources.take(CONTENT_SOURCES_MAX).collect(),
+        }
+    }
+
+    /// Refers those of the batch's pages that the target would have to be sent to blocks that it can read. Lanes do this at
+    /// the same time.
+    pub fn refer(&self, batch: &Batch, classes: &mut [Class]) {
+        if batch.page_bytes() != BLOCK_BYTES || !self.sources.iter().any(Source::is_good) {
+            return;
+        }
+        for (page, class) in batch.pages().zip(classes) {
+            if !matches!(class, Class::New { .. }) {
+                continue;
+            }
+            let hash = block_hash(page);
+            let mut good = (0..).zip(&self.sources).filter(|(_, source)| source.is_good());
+            if let Some((number, source, block)) =
+                good.find_map(|(number, source)| Some((number, source, source.table.find(hash)?)))
+            {
+                source.referred.fetch_add(1, Ordering::Relaxed);
+                *class = Class::Content { source: number, block };
+            }
+        }
+    }
+
+    /// The target did not find a page where it was referred to.
+    pub fn missed(&self, source: u16) {
+        if let Some(source) = self.sources.get(usize::from(source)) {
+            source.missed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Pages referred to each content source, and how many of them the target did not find there.
+    pub fn tallies(&self) -> Vec<(u64, u64)> {
+        let tally = |source: &Source| {
+            (
+                source.referred.load(Ordering::Relaxed),
+                source.missed.load(Ordering::Relaxed),
+            )
+        };
+        self.sources.iter().map(tally).collect()
+    }
+
+    /// Memory that this takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.sources.iter().map(|source| source.table.memory_bytes()).sum()
+    }
+}
+
+impl Source {
+    /// Whether it is worth referring to.
+    fn is_good(&self) -> bool {
+        let (referred, missed) = (
+            self.referred.load(Ordering::Relaxed),
+            self.missed.load(Ordering::Relaxed),
+        );
+        !self.table.is_empty() && missed <= MISSES_FREE + referred / PAGES_PER_MISS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hashes(count: u64) -> Vec<u64> {
+        (1..=count)
+            .map(|number| block_hash(&number.to_be_bytes().repeat(512)))
+            .collect()
+    }
+
+    #[test]
+    fn every_block_is_found_and_nothing_else() {
+        let hashes = hashes(20_000);
+        let (known, unknown) = hashes.split_at(10_000);
+        let table = BlockTable::new(known, usize::MAX);
+        for (block, hash) in (0..).zip(known) {
+            assert_eq!(table.find(*hash), Some(block));
+        }
+        assert!(unknown.iter().all(|hash| table.find(*hash).is_none()));
+        assert_eq!((table.len(), table.find(0)), (10_000, None));
+        assert!(table.memory_bytes() < 10_000 * 10);
+    }
+
+    #[test]
+    fn a_repeated_content_takes_one_place() {
+        let mut hashes = vec![hashes(1)[0]; 1000];
+        hashes.extend(self::hashes(100));
+        let table = BlockTable::new(&hashes, usize::MAX);
+        assert_eq!((table.len(), table.find(hashes[0])), (100, Some(0)));
+        assert_eq!(table.find(hashes[1001]), Some(1001));
+    }
+
+    #[test]
+    fn no_more_blocks_than_there_is_room_for() {
+        let hashes = hashes(100);
+        let table = BlockTable::new(&hashes, 10);
+        assert_eq!(
+            (table.len(), table.find(hashes[9]), table.find(hashes[10])),
+            (10, Some(9), None)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn packed_tables_find_the_same_blocks(mut hashes in proptest::collection::vec(any::<u64>(), 0..3000), zeros in proptest::collection::vec(any::<prop::sample::Index>(), 0..50)) {
+            for index in zeros {
+                if let Some(hash) = (!hashes.is_empty()).then(|| index.index(hashes.len())).map(|at| &mut hashes[at]) {
+                    *hash = 0;
+                }
+            }
+            let packed = BlockTable::packed(&hashes);
+            prop_assert_eq!(packed.len(), hashes.len() * 5);
+            let (whole, unpacked) = (BlockTable::new(&hashes, usize::MAX), BlockTable::unpacked(&packed));
+            for hash in &hashes {
+                prop_assert_eq!(unpacked.find(*hash), whole.find(*hash));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_table(packed in proptest::collection::vec(any::<u8>(), 0..100), hash: u64) {
+            BlockTable::unpacked(&packed).find(hash);
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_often_wrong_is_left_alone() {
+        let catalog = Catalog::new(vec![BlockTable::new(&hashes(10), usize::MAX)]);
+        assert!(catalog.sources[0].is_good());
+        for _ in 0..=MISSES_FREE {
+            catalog.missed(0);
+        }
+        assert!(!catalog.sources[0].is_good());
+        catalog.sources[0].referred.store(PAGES_PER_MISS, Ordering::Relaxed);
+        assert!(catalog.sources[0].is_good(), "one in eight is worth it");
+        catalog.missed(7);
+    }
+}
