@@ -19,12 +19,16 @@
 //! | [`target`] | lanes and writer on the target |
 //! | [`guest_memory`] | the guest's pages, read and written from outside its QEMU |
 //! | `placement` | which pages the target writes there itself |
+//! | `kept` | what the source keeps because the target may ask for it |
+//! | `lane` | a lane's batches at the target, until each is whole |
 //! | `turn` | the lanes' taking turns in the order of batches |
 //! | `pace` | the limit on bandwidth |
 //! | `threads` | threads whose panic is noticed |
 
 pub mod connection;
 pub mod guest_memory;
+mod kept;
+mod lane;
 mod pace;
 mod placement;
 pub mod source;

@@ -2,6 +2,7 @@
 
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
+use crate::kept::Kept;
 use crate::pace::Pace;
 use crate::threads;
 use crate::turn::InTurn;
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vmferry_core::page::{
-    Batch, BatchBuilder, BatchDigest, Class, CodecSettings, EncodingStats, Fingerprint, FingerprintKey, Known, Op,
-    PageSet, Reach, RunningDigest, StreamDigest, encode,
+    Ask, Batch, BatchBuilder, BatchDigest, Catalog, Class, CodecSettings, EncodingStats, Fingerprint, FingerprintKey,
+    Known, Op, PageSet, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
 };
 use vmferry_core::qemu::{Block, Mark};
 use vmferry_core::session::{Ack, LaneCredit};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub key: FingerprintKey,
     /// Which pages the target can be referred to.
     pub reach: Reach,
+    /// Known content that the target can read.
+    pub catalog: Arc<Catalog>,
     /// Memory for pages as they were sent, bytes: pages sent again cross as their difference to these.
     pub versions_bytes_max: usize,
     /// The most that all lanes together may send, bytes per second.
@@ -69,6 +72,8 @@ pub struct Counters {
     pub rounds: Vec<EncodingStats>,
     /// Memory of the index of what the target knows, bytes.
     pub index_bytes: usize,
+    /// Of each content source: pages referred to it, and how many of those the target asked for.
+    pub content: Vec<(u64, u64)>,
 }
 
 /// The running threads of the source's half. They end when [`close`](Source::close) is called or something fails.
@@ -87,6 +92,8 @@ struct Ordered {
 }
 
 struct Lane {
+    sender: Mutex<Sender>,
+    kept: Mutex<Kept>,
     credit: Mutex<LaneCredit>,
     acknowledged: Condvar,
     taken_bytes: AtomicU64,
@@ -126,16 +133,18 @@ impl Source {
         settings: Settings,
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> io::Result<Source> {
-        let closers = lanes
-            .iter()
-            .map(|(sender, _)| sender.closer())
-            .collect::<io::Result<Vec<_>>>()?;
-        let lane = |closer| Lane {
-            credit: Mutex::default(),
-            acknowledged: Condvar::new(),
-            taken_bytes: AtomicU64::new(0),
-            closer,
+        let (senders, receivers): (Vec<Sender>, Vec<Receiver>) = lanes.into_iter().unzip();
+        let lane = |sender: Sender| {
+            Ok(Lane {
+                closer: sender.closer()?,
+                sender: Mutex::new(sender),
+                kept: Mutex::default(),
+                credit: Mutex::default(),
+                acknowledged: Condvar::new(),
+                taken_bytes: AtomicU64::new(0),
+            })
         };
+        let lanes = senders.into_iter().map(lane).collect::<io::Result<Vec<_>>>()?;
         let reader_socket = qemu.try_clone()?;
         let shared = Arc::new(Shared {
             ordered: InTurn::new(Ordered {
@@ -148,7 +157,7 @@ impl Source {
             pace: settings.bandwidth.map(Pace::new),
             settings,
             qemu,
-            lanes: closers.into_iter().map(lane).collect(),
+            lanes,
             began: Instant::now(),
             round: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
@@ -160,14 +169,16 @@ impl Source {
             on_event: Box::new(on_event),
         });
         // One batch waits per lane, and as many empty buffers come back: enough to keep every lane busy.
-        let (batches, inbox) = bounded(lanes.len());
-        let (returned, buffers) = bounded(2 * lanes.len() + 1);
-        for (index, (sender, receiver)) in lanes.into_iter().enumerate() {
-            let (inbox, returned) = (inbox.clone(), returned.clone());
+        let (batches, inbox) = bounded(receivers.len());
+        let (returned, buffers) = bounded(2 * receivers.len() + 1);
+        for (index, receiver) in receivers.into_iter().enumerate() {
+            let (inbox, for_lane, for_acks) = (inbox.clone(), returned.clone(), returned.clone());
             shared.spawn(format!("lane-{index}"), move |shared| {
-                shared.run_lane(index, sender, inbox, returned);
+                shared.run_lane(index, inbox, for_lane);
             })?;
-            shared.spawn(format!("acks-{index}"), move |shared| shared.run_acks(index, receiver))?;
+            shared.spawn(format!("acks-{index}"), move |shared| {
+                shared.run_acks(index, receiver, for_acks);
+            })?;
         }
         shared.spawn("reader".to_owned(), move |shared| {
             shared.run_reader(reader_socket, batches, buffers);
@@ -211,7 +222,9 @@ impl Source {
                 .map(|lane| lane.taken_bytes.load(Ordering::Relaxed))
                 .sum(),
             rounds: lock(&shared.rounds).clone(),
-            index_bytes: shared.ordered.look(|ordered| ordered.known.memory_bytes()),
+            index_bytes: shared.ordered.look(|ordered| ordered.known.memory_bytes())
+                + shared.settings.catalog.memory_bytes(),
+            content: shared.settings.catalog.tallies(),
         }
     }
 
@@ -326,39 +339,58 @@ impl Shared {
         })
     }
 
-    fn run_lane(&self, index: usize, mut sender: Sender, inbox: Inbox<Batch>, returned: Outbox<Vec<u8>>) {
+    fn run_lane(&self, index: usize, inbox: Inbox<Batch>, returned: Outbox<Vec<u8>>) {
         let mut coder = match self.settings.codec.encoder() {
             Ok(coder) => coder,
             Err(error) => return self.fail(format!("can't start a coder: {error}")),
         };
         let mut payload = Vec::new();
+        let mut sent_bytes = 0;
         for batch in inbox {
             let fingerprints = self.settings.key.pages(&batch);
             let batch_digest = self.settings.key.batch(&batch, &fingerprints);
             let in_turn = self
                 .ordered
                 .take(batch.seq, |ordered| ordered.pass(&batch, &fingerprints, batch_digest));
-            let Some((classes, digest)) = in_turn else { return };
+            let Some((mut classes, digest)) = in_turn else { return };
+            self.settings.catalog.refer(&batch, &mut classes);
             let mut stats = EncodingStats::default();
             payload.clear();
-            if let Err(error) = encode(&batch, &classes, digest, coder.as_mut(), &mut payload, &mut stats) {
+            if let Err(error) = encode(
+                &batch,
+                &classes,
+                &fingerprints,
+                digest,
+                coder.as_mut(),
+                &mut payload,
+                &mut stats,
+            ) {
                 return self.fail(format!("can't encode batch {}: {error}", batch.seq));
             }
             self.count(batch.round, &stats);
             let stream_bytes = batch.stream().len() as u64;
-            // Full when more buffers circulate than are needed: this one may go.
-            let _ = returned.try_send(batch.into_buffer());
+            sent_bytes += stream_bytes;
+            if let Some(batch) = lock(&self.lanes[index].kept).keep(sent_bytes, batch, &classes) {
+                // Full when more buffers circulate than are needed: this one may go.
+                let _ = returned.try_send(batch.into_buffer());
+            }
             if !self.wait_for_credit(index, stream_bytes) {
                 return;
             }
             if let Some(pace) = &self.pace {
                 pace.wait(payload.len() as u64);
             }
-            match sender.send(Kind::Data, &payload) {
-                Ok(bytes) => self.wire_bytes.fetch_add(bytes, Ordering::Relaxed),
-                Err(error) => return self.fail(format!("lane {index}: {error}")),
-            };
+            if let Err(why) = self.send(index, Kind::Data, &payload) {
+                return self.fail(why);
+            }
         }
+    }
+
+    fn send(&self, index: usize, kind: Kind, payload: &[u8]) -> Result<(), String> {
+        let sent = lock(&self.lanes[index].sender).send(kind, payload);
+        let bytes = sent.map_err(|error| format!("lane {index}: {error}"))?;
+        self.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn wait_for_credit(&self, index: usize, stream_bytes: u64) -> bool {
@@ -372,28 +404,60 @@ impl Shared {
         !self.closed.load(Ordering::SeqCst)
     }
 
-    fn run_acks(&self, index: usize, mut receiver: Receiver) {
-        let lane = &self.lanes[index];
+    fn run_acks(&self, index: usize, mut receiver: Receiver, returned: Outbox<Vec<u8>>) {
         loop {
-            let ack = match receiver.receive() {
-                Ok((Kind::Ack, payload)) => Ack::decode(payload),
-                Ok((kind, _)) => {
-                    return self.fail(format!("lane {index}: a {kind:?} frame instead of an acknowledgement"));
-                }
-                Err(error) => return self.fail(format!("lane {index}: {error}")),
+            let heard = match receiver.receive() {
+                Ok((Kind::Ack, payload)) => match Ack::decode(payload) {
+                    Some(ack) => self.acknowledged(index, ack, &returned),
+                    None => Err("an unreadable acknowledgement".to_owned()),
+                },
+                Ok((Kind::Ask, payload)) => match Ask::decode(payload) {
+                    Some(ask) => self.asked(index, &ask),
+                    None => Err("a question that can't be read".to_owned()),
+                },
+                Ok((kind, _)) => Err(format!("a {kind:?} frame instead of an acknowledgement")),
+                Err(error) => Err(error.to_string()),
             };
-            let Some(ack) = ack else {
-                return self.fail(format!("lane {index}: an unreadable acknowledgement"));
-            };
-            // Not in the `match`, which would hold the lock while `fail` wakes whoever waits for credit.
-            let acknowledged = lock(&lane.credit).acknowledged(ack, self.began.elapsed());
-            match acknowledged {
-                Ok(wire_bytes) => self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed),
-                Err(error) => return self.fail(format!("lane {index}: {error}")),
-            };
-            lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);
-            lane.acknowledged.notify_all();
+            if let Err(why) = heard {
+                return self.fail(format!("lane {index}: {why}"));
+            }
         }
+    }
+
+    fn acknowledged(&self, index: usize, ack: Ack, returned: &Outbox<Vec<u8>>) -> Result<(), String> {
+        let lane = &self.lanes[index];
+        let acknowledged = lock(&lane.credit).acknowledged(ack, self.began.elapsed());
+        let wire_bytes = acknowledged.map_err(|error| error.to_string())?;
+        self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+        lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);
+        lane.acknowledged.notify_all();
+        while let Some(batch) = lock(&lane.kept).placed(ack.stream_bytes) {
+            let _ = returned.try_send(batch.into_buffer());
+        }
+        Ok(())
+    }
+
+    /// Sends pages that the target did not find where it was referred to.
+    fn asked(&self, index: usize, ask: &Ask) -> Result<(), String> {
+        let answer = lock(&self.lanes[index].kept).answer(ask)?;
+        for source in &answer.sources {
+            self.settings.catalog.missed(*source);
+        }
+        let supplied = Tally {
+            pages: 0,
+            wire_bytes: answer.payload.len() as u64,
+        };
+        self.count(
+            answer.round,
+            &EncodingStats {
+                content: supplied,
+                ..EncodingStats::default()
+            },
+        );
+        if let Some(pace) = &self.pace {
+            pace.wait(answer.payload.len() as u64);
+        }
+        self.send(index, Kind::Supply, &answer.payload)
     }
 
     fn count(&self, round: u32, stats: &EncodingStats) {

@@ -3,6 +3,7 @@
 
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
+use crate::lane::{Lane, Next, Whole};
 use crate::placement::Placement;
 use crate::threads;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
@@ -11,7 +12,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX, RETURN_PATH_FRAME_BYTES_MAX};
 use vmferry_core::page::{Assembler, CodecSettings, Decoded, Decoder, FingerprintKey, Op, ReadError, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
@@ -23,7 +24,7 @@ use vmferry_core::wire::message::MemoryHash;
 const QEMU_BUFFER_BYTES: usize = 256 * 1024;
 
 /// How a stream is received.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// The coder that the source uses.
     pub codec: CodecSettings,
@@ -32,7 +33,12 @@ pub struct Settings {
     /// The socket on which QEMU waits for its stream. Connected to when the first bytes are there: a QEMU that looks for a
     /// channel's first bytes stands still until they come.
     pub qemu: PathBuf,
+    /// Reads known content: blocks of the content source of that number, from that block on; `false` if it can't.
+    pub content: Arc<ReadContent>,
 }
+
+/// Reads known content, from several threads at once.
+pub type ReadContent = dyn Fn(u16, u64, &mut [u8]) -> bool + Send + Sync;
 
 /// What the threads have to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +79,7 @@ struct Shared {
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared")
-            .field("settings", &self.settings)
+            .field("qemu", &self.settings.qemu)
             .finish_non_exhaustive()
     }
 }
@@ -114,10 +120,13 @@ impl Target {
         let (returned, buffers) = bounded(4 * lanes.len());
         let mut senders = Vec::new();
         for (index, (sender, receiver)) in lanes.into_iter().enumerate() {
-            senders.push(sender);
+            let sender = Arc::new(Mutex::new(sender));
+            senders.push(sender.clone());
             let (arrived, buffers) = (arrived.clone(), buffers.clone());
             shared.spawn(format!("lane-{index}"), move |shared| {
-                shared.run_lane(index, receiver, arrived, buffers);
+                if let Err(why) = shared.run_lane(index, receiver, &sender, arrived, buffers) {
+                    shared.fail(format!("lane {index}: {why}"));
+                }
             })?;
         }
         shared.spawn("writer".to_owned(), move |shared| {
@@ -128,7 +137,7 @@ impl Target {
 
     /// Hashes every page that the stream carried, as the guest's memory holds it now; `None` if it can't be read.
     pub fn hash_memory(&self) -> Option<io::Result<MemoryHash>> {
-        let ordered = self.shared.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+        let ordered = lock(&self.shared.ordered);
         let memory = ordered.memory.as_ref()?;
         Some(memory.hash(ordered.assembler.touched(), ordered.assembler.page_bytes()))
     }
@@ -136,7 +145,7 @@ impl Target {
     /// Bytes of pages that were written straight into the guest's memory, and why it is not all of them if others went
     /// through QEMU.
     pub fn placed(&self) -> (u64, Option<String>) {
-        let ordered = self.shared.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+        let ordered = lock(&self.shared.ordered);
         let unreachable = || "this host can't reach its guest's memory".to_owned();
         match &ordered.placement {
             Some(placement) => placement.placed(),
@@ -162,7 +171,7 @@ impl Shared {
         for lane in &self.lanes {
             lane.close();
         }
-        if let Some(qemu) = &*self.qemu.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(qemu) = &*lock(&self.qemu) {
             // An error says that it is closed already.
             let _ = qemu.shutdown(Shutdown::Both);
         }
@@ -183,39 +192,46 @@ impl Shared {
         }
     }
 
-    fn run_lane(&self, index: usize, mut receiver: Receiver, arrived: Outbox<Arrived>, buffers: Inbox<Vec<u8>>) {
-        let mut decoder = match Decoder::new(self.settings.key.clone(), &self.settings.codec) {
-            Ok(decoder) => decoder,
-            Err(error) => return self.fail(format!("can't start a decoder: {error}")),
-        };
+    fn run_lane(
+        &self,
+        index: usize,
+        mut receiver: Receiver,
+        sender: &Mutex<Sender>,
+        arrived: Outbox<Arrived>,
+        buffers: Inbox<Vec<u8>>,
+    ) -> Result<(), String> {
+        let decoder = Decoder::new(self.settings.key.clone(), &self.settings.codec);
+        let mut lane = Lane::new(decoder.map_err(|error| format!("can't start a decoder: {error}"))?);
         loop {
             if let Ok(buffer) = buffers.try_recv() {
-                decoder.recycle(buffer);
+                lane.decoder.recycle(buffer);
             }
-            let (decoded, wire_bytes) = match receiver.receive() {
-                Ok((Kind::Data, payload)) => (decoder.decode(payload), payload.len() as u64),
-                Ok((kind, _)) => return self.fail(format!("lane {index}: a {kind:?} frame instead of data")),
-                Err(error) => return self.fail(format!("lane {index}: {error}")),
+            let (kind, payload) = receiver.receive().map_err(|error| error.to_string())?;
+            let heard = match kind {
+                Kind::Data => lane.data(payload, &*self.settings.content)?,
+                Kind::Supply => Next::Complete(lane.supply(payload)?),
+                kind => return Err(format!("a {kind:?} frame instead of data")),
             };
-            let decoded = match decoded {
-                Ok(decoded) => decoded,
-                Err(error) => return self.fail(format!("lane {index}: {error}")),
-            };
-            let wire_bytes = wire_bytes + vmferry_core::wire::frame::HEADER_BYTES as u64;
-            if arrived
-                .send(Arrived {
-                    lane: index,
-                    wire_bytes,
-                    decoded,
-                })
-                .is_err()
-            {
-                return;
+            match heard {
+                Next::Ask(ask) => {
+                    let asked = lock(sender).send(Kind::Ask, &ask.encode());
+                    asked.map_err(|error| error.to_string())?;
+                }
+                Next::Complete(Whole { decoded, wire_bytes }) => {
+                    let whole = Arrived {
+                        lane: index,
+                        wire_bytes,
+                        decoded,
+                    };
+                    if arrived.send(whole).is_err() {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
 
-    fn run_writer(self: &Arc<Self>, mut lanes: Vec<Sender>, inbox: Inbox<Arrived>, returned: Outbox<Vec<u8>>) {
+    fn run_writer(self: &Arc<Self>, lanes: Vec<Arc<Mutex<Sender>>>, inbox: Inbox<Arrived>, returned: Outbox<Vec<u8>>) {
         let mut qemu = None;
         let mut acks = vec![Ack::default(); lanes.len()];
         // Nothing can be further ahead than all lanes' credit in the smallest batches; a batch stands for a byte at least,
@@ -246,7 +262,7 @@ impl Shared {
                 }
                 acks[lane].stream_bytes += stream_bytes;
                 acks[lane].wire_bytes += wire_bytes;
-                if let Err(error) = lanes[lane].send(Kind::Ack, &acks[lane].encode()) {
+                if let Err(error) = lock(&lanes[lane]).send(Kind::Ack, &acks[lane].encode()) {
                     return self.fail(format!("lane {lane}: {error}"));
                 }
             }
@@ -254,16 +270,12 @@ impl Shared {
     }
 
     fn spent(&self) -> Option<Vec<u8>> {
-        self.ordered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .assembler
-            .spent()
+        lock(&self.ordered).assembler.spent()
     }
 
     /// Places the next batch's pages and gives QEMU the rest; returns the length of its stream.
     fn write(self: &Arc<Self>, qemu: &mut Option<UnixStream>, decoded: Decoded) -> Result<u64, String> {
-        let mut ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ordered = lock(&self.ordered);
         // From then on the guest's memory is nobody's but the guest's.
         if self.loaded.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
             return Err("the source sends more than its QEMU's stream".to_owned());
@@ -313,7 +325,7 @@ impl Shared {
             let qemu = UnixStream::connect(&self.settings.qemu)?;
             rustix::net::sockopt::set_socket_send_buffer_size(&qemu, QEMU_BUFFER_BYTES)?;
             let (for_close, for_return_path) = (qemu.try_clone()?, qemu.try_clone()?);
-            let mut to_close = self.qemu.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut to_close = lock(&self.qemu);
             // `close` looks for this socket after it has set the mark: a connection made meanwhile would stay open.
             if self.closed.load(Ordering::SeqCst) {
                 return Err(io::ErrorKind::NotConnected.into());
@@ -355,7 +367,7 @@ impl Shared {
             }
             match last_word {
                 Some(0) => {
-                    let ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner);
+                    let ordered = lock(&self.ordered);
                     self.loaded.store(true, Ordering::SeqCst);
                     let digest = ordered.assembler.digest();
                     drop(ordered);
@@ -370,4 +382,9 @@ impl Shared {
             filled -= parsed;
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere ends the session; what it left is not looked at any more.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

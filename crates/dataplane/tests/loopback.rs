@@ -4,11 +4,13 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver as Inbox, channel};
 use std::thread;
 use std::time::Duration;
 
-use vmferry_core::page::{CodecSettings, FingerprintKey, RING_BATCHES, Reach};
+use vmferry_core::page::content::block_hash;
+use vmferry_core::page::{Ask, BlockTable, Catalog, CodecSettings, FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
 use vmferry_core::session::Ack;
 use vmferry_core::wire::frame::Kind;
@@ -87,6 +89,16 @@ struct Pair {
 }
 
 fn pair(lanes: Vec<[(Sender, Receiver); 2]>, codec: CodecSettings) -> Pair {
+    pair_with(lanes, codec, Catalog::default(), Arc::new(|_, _, _| false))
+}
+
+/// The same, with known content: what the source believes of it, and how the target reads it.
+fn pair_with(
+    lanes: Vec<[(Sender, Receiver); 2]>,
+    codec: CodecSettings,
+    catalog: Catalog,
+    content: Arc<target::ReadContent>,
+) -> Pair {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("qemu.sock");
     let loader = UnixListener::bind(&path).unwrap();
@@ -103,12 +115,14 @@ fn pair(lanes: Vec<[(Sender, Receiver); 2]>, codec: CodecSettings) -> Pair {
         codec,
         key: key.clone(),
         qemu: path,
+        content,
     };
     let target = target::Target::start(theirs, None, settings, move |event| drop(to_test.send(event))).unwrap();
     let (to_test, from_source) = channel();
     let settings = source::Settings {
         codec,
         key,
+        catalog: Arc::new(catalog),
         reach: Reach::Batches(RING_BATCHES),
         versions_bytes_max: 0,
         bandwidth: None,
@@ -157,14 +171,82 @@ fn stream(pages: u64) -> Vec<u8> {
                 continue;
             }
             let version = if page % 4 == 0 { round } else { 0 };
-            let text = format!("page {} version {version} ", page % 1000);
-            stream.extend(text.bytes().cycle().take(PAGE as usize));
+            stream.extend(text(page, version));
         }
         word(&mut stream, 0x10);
         stream.extend_from_slice(b"\x7e\0\0\0\x02");
     }
     stream.extend_from_slice(&[0xab; 5000]);
     stream
+}
+
+/// A page's content: the same in every thousandth page.
+fn text(page: u64, version: u64) -> Vec<u8> {
+    let text = format!("page {} version {version} ", page % 1000);
+    text.bytes().cycle().take(4096).collect()
+}
+
+#[test]
+fn what_a_disk_holds_is_read_there_and_what_it_holds_no_more_is_asked_for() {
+    // Of all pages' first versions, in disk order; since the source looked, every fiftieth was rewritten.
+    let disk: Vec<Vec<u8>> = (0..1000).map(|page| text(page, 0)).collect();
+    let hashes: Vec<u64> = disk.iter().map(|block| block_hash(block)).collect();
+    let content = move |source: u16, first: u64, into: &mut [u8]| {
+        assert_eq!(source, 0);
+        for (block, into) in (first..).zip(into.chunks_mut(4096)) {
+            match disk.get(block as usize) {
+                Some(content) if block % 50 != 0 => into.copy_from_slice(content),
+                Some(_) => into.fill(9),
+                None => return false,
+            }
+        }
+        true
+    };
+    let catalog = Catalog::new(vec![BlockTable::new(&hashes, 1000)]);
+    let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
+    let pair = pair_with(lanes, CodecSettings::default(), catalog, Arc::new(content));
+    let sent = stream(5000);
+    let (length, to_send) = (sent.len(), sent.clone());
+    let mut qemu = pair.qemu.try_clone().unwrap();
+    let writer = thread::spawn(move || qemu.write_all(&to_send).unwrap());
+    let mut loader = pair.loader.accept().unwrap().0;
+    loader.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut loaded = vec![0; length];
+    loader.read_exact(&mut loaded).unwrap();
+    writer.join().unwrap();
+    assert!(loaded == sent, "the streams differ");
+    let counters = pair.source.counters();
+    let (referred, missed) = counters.content[0];
+    assert!(referred > 800 && (15..100).contains(&missed), "{counters:?}");
+    let in_rounds: u64 = counters.rounds.iter().map(|round| round.content.pages).sum();
+    assert_eq!(in_rounds, referred);
+}
+
+#[test]
+fn a_target_that_asks_for_what_it_was_not_referred_to_ends_the_session() {
+    let (mut qemu, into_source) = UnixStream::pair().unwrap();
+    qemu.set_read_timeout(Some(PATIENCE)).unwrap();
+    let [connected, (mut liar, _receiver)] = lane(0, |_| ());
+    let settings = source::Settings {
+        codec: CodecSettings::default(),
+        key: FingerprintKey::new([7; 32]),
+        catalog: Arc::default(),
+        reach: Reach::Batches(RING_BATCHES),
+        versions_bytes_max: 0,
+        bandwidth: None,
+    };
+    let (to_test, from_source) = channel();
+    let _source = source::Source::start(into_source, vec![connected], settings, move |event| {
+        drop(to_test.send(event));
+    })
+    .unwrap();
+    let ask = Ask { seq: 0, pages: vec![0] };
+    liar.send(Kind::Ask, &ask.encode()).unwrap();
+    let source::Event::Failed(why) = from_source.recv_timeout(PATIENCE).unwrap() else {
+        panic!()
+    };
+    assert!(why.contains("asks for pages"), "{why}");
+    assert_eq!(qemu.read(&mut [0]).unwrap(), 0, "the source's QEMU goes on");
 }
 
 #[test]
@@ -272,6 +354,7 @@ fn an_acknowledgement_of_what_was_not_sent_ends_the_source_and_holds_nobody_up()
     let settings = source::Settings {
         codec: CodecSettings::default(),
         key: FingerprintKey::new([7; 32]),
+        catalog: Arc::default(),
         reach: Reach::Batches(RING_BATCHES),
         versions_bytes_max: 0,
         bandwidth: None,

@@ -20,6 +20,9 @@ use crate::{
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
+/// Blocks that are read without need to save another read: a disk takes about as long to find a block as to read so many.
+const GAP_BLOCKS_MAX: u64 = 16;
+
 /// Decodes one lane's payloads, in their order.
 pub struct Decoder {
     key: FingerprintKey,
@@ -78,6 +81,17 @@ pub enum DecodeError {
 }
 
 impl Decoded {
+    /// The blocks of known content that it refers to, by source and block.
+    fn wanted(&self) -> Vec<Wanted> {
+        let wanted = |(page, content): (u16, &Content)| match *content {
+            Content::Block { source, block, .. } => Some(Wanted { source, block, page }),
+            _ => None,
+        };
+        let mut all: Vec<Wanted> = (0..).zip(&self.pages).filter_map(wanted).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// Takes `content`, whose fingerprint is `found`, as the page's of that number, if it is that.
     fn fill(&mut self, number: usize, start: usize, content: &[u8], found: Fingerprint) -> bool {
         match self.pages.get_mut(number) {
@@ -180,24 +194,26 @@ impl Decoder {
     pub fn find(&mut self, decoded: &mut Decoded, read: &mut ReadContent<'_>) -> Vec<u16> {
         let starts = decoded.batch.starts();
         let mut missing = Vec::new();
-        let mut first = 0;
-        while let Some(page) = decoded.pages.get(first) {
-            let Content::Block { source, block, .. } = *page else {
-                first += 1;
+        let wanted = decoded.wanted();
+        for span in wanted.chunk_by(|one, next| one.is_near(next)) {
+            let (first, last) = (span[0], span[span.len() - 1]);
+            self.blocks
+                .resize((last.block - first.block + 1) as usize * BLOCK_BYTES, 0);
+            if !read(first.source, first.block, &mut self.blocks) {
+                missing.extend(span.iter().map(|wanted| wanted.page));
                 continue;
+            }
+            let block = |wanted: &Wanted| {
+                let start = (wanted.block - first.block) as usize * BLOCK_BYTES;
+                &self.blocks[start..start + BLOCK_BYTES]
             };
-            let run = first..first + neighbours(&decoded.pages[first..]);
-            self.blocks.resize(run.len() * BLOCK_BYTES, 0);
-            let was_read = read(source, block, &mut self.blocks);
-            let blocks: Vec<&[u8]> = self.blocks.chunks_exact(BLOCK_BYTES).collect();
-            let found = self.key.contents(&blocks);
-            for ((number, block), found) in run.clone().zip(blocks).zip(found) {
-                if !(was_read && decoded.fill(number, starts[number], block, found)) {
-                    // A batch has far fewer pages than this counts.
-                    missing.push(number as u16);
+            let blocks: Vec<&[u8]> = span.iter().map(block).collect();
+            for ((wanted, block), found) in span.iter().zip(&blocks).zip(self.key.contents(&blocks)) {
+                let number = usize::from(wanted.page);
+                if !decoded.fill(number, starts[number], block, found) {
+                    missing.push(wanted.page);
                 }
             }
-            first = run.end;
         }
         missing
     }
@@ -236,20 +252,20 @@ impl Decoder {
     }
 }
 
-/// How many of these pages, from the first on, stand one behind the other in the same content source.
-fn neighbours(pages: &[Content]) -> usize {
-    let follows = |pair: &[Content]| match pair {
-        [
-            Content::Block { source, block, .. },
-            Content::Block {
-                source: next_source,
-                block: next,
-                ..
-            },
-        ] => source == next_source && block + 1 == *next,
-        _ => false,
-    };
-    1 + pages.windows(2).take_while(|pair| follows(pair)).count()
+/// A block that a page refers to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    source: u16,
+    block: u64,
+    /// The page's number in the batch.
+    page: u16,
+}
+
+impl Wanted {
+    /// Whether reading both at once, with what lies between, takes less time than one after the other.
+    fn is_near(&self, next: &Self) -> bool {
+        self.source == next.source && next.block - self.block <= GAP_BLOCKS_MAX
+    }
 }
 
 /// Where a part of the LZ section belongs.

@@ -13,7 +13,10 @@
 //! there: a length changed on the way would have it wait for bytes that never come. The checksum finds broken links and broken code; it is no defence against a peer that lies,
 //! which the encodings' own fingerprints are.
 
-use crate::limits::{CONTROL_FRAME_BYTES_MAX, DATA_FRAME_BYTES_MAX, RETURN_PATH_FRAME_BYTES_MAX};
+use crate::limits::{
+    CONTENT_TABLE_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, DATA_FRAME_BYTES_MAX, RETURN_PATH_FRAME_BYTES_MAX,
+};
+use crate::page::ask::ASK_BYTES_MAX;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes of a frame's header.
@@ -35,6 +38,14 @@ pub enum Kind {
     Data = 5,
     /// An [`Ack`](crate::session::Ack); data lanes, target to source only.
     Ack = 6,
+    /// An [`Ask`](crate::page::Ask); data lanes, target to source only.
+    Ask = 7,
+    /// The answer to that; data lanes, source to target only.
+    Supply = 8,
+    /// A part of the table of a content source that only the target has
+    /// ([`BlockTable::packed`](crate::page::BlockTable::packed)), behind the source's number (u16); control lane, target to
+    /// source only, before it says `Reserved`.
+    ContentTable = 9,
 }
 
 impl Kind {
@@ -46,6 +57,9 @@ impl Kind {
             4 => Kind::ReturnPath,
             5 => Kind::Data,
             6 => Kind::Ack,
+            7 => Kind::Ask,
+            8 => Kind::Supply,
+            9 => Kind::ContentTable,
             _ => return None,
         })
     }
@@ -55,8 +69,10 @@ impl Kind {
         match self {
             Kind::Hello | Kind::HelloReply | Kind::Message => CONTROL_FRAME_BYTES_MAX,
             Kind::ReturnPath => RETURN_PATH_FRAME_BYTES_MAX,
-            Kind::Data => DATA_FRAME_BYTES_MAX,
+            Kind::Data | Kind::Supply => DATA_FRAME_BYTES_MAX,
             Kind::Ack => crate::session::Ack::BYTES,
+            Kind::Ask => ASK_BYTES_MAX,
+            Kind::ContentTable => CONTENT_TABLE_FRAME_BYTES_MAX,
         }
     }
 }
