@@ -8,6 +8,7 @@
 //! | [`fingerprint`] | when two pages count as equal |
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
+//! | [`content`] | pages whose content stands outside both guests |
 //! | [`versions`] | pages as they were last sent, within a bound |
 //! | `delta` | a page as its difference to what the target holds |
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
@@ -32,6 +33,7 @@
 pub mod assemble;
 pub mod batch;
 pub mod builder;
+pub mod content;
 pub mod decode;
 mod delta;
 pub mod digest;
