@@ -1,0 +1,216 @@
+//! The target's one thread that works in the order of batches: puts them in order, assembles them, has their pages placed by
+//! [`Placers`], then gives QEMU what is left and acknowledges.
+
+use super::{Arrived, Ordered, Shared, lock};
+use crate::connection::Sender;
+use crate::placement::Placement;
+use crate::placers::{BATCHES_MAX, Placers, Write};
+use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, select};
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX};
+use vmferry_core::page::{Batch, Op, ReadError};
+use vmferry_core::session::{Ack, Reorder};
+use vmferry_core::wire::frame::Kind;
+
+/// What the writer does its work with.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    lanes: Vec<Arc<Mutex<Sender>>>,
+    acks: Vec<Ack>,
+    /// Connected to when the first bytes are there.
+    qemu: Option<UnixStream>,
+    /// Batches that came before their turn.
+    reorder: Reorder<Arrived>,
+    /// Stream bytes of those.
+    waiting_bytes: u64,
+    placers: Placers,
+    /// Batches whose pages are being written, in order, and then perhaps one whose pages some of those write as well.
+    under_way: VecDeque<UnderWay>,
+    /// Buffers for the lanes to decode into.
+    returned: Outbox<Vec<u8>>,
+}
+
+/// An assembled batch.
+struct UnderWay {
+    batch: Arc<Batch>,
+    writes: Vec<Write>,
+    for_qemu: Vec<u8>,
+    lane: usize,
+    wire_bytes: u64,
+    state: State,
+}
+
+#[derive(PartialEq)]
+enum State {
+    /// Batches before it write the same pages.
+    Held,
+    Placing,
+    Placed,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        lanes: Vec<Arc<Mutex<Sender>>>,
+        placers: Placers,
+        returned: Outbox<Vec<u8>>,
+    ) -> Self {
+        // Nothing can be further ahead than all lanes' credit in the smallest batches; a batch stands for a byte at least,
+        // but a source that cuts such batches is idle and has nothing ahead.
+        let window = lanes.len() as u64 * LANE_CREDIT_BYTES_MAX;
+        Self {
+            shared,
+            acks: vec![Ack::default(); lanes.len()],
+            lanes,
+            qemu: None,
+            reorder: Reorder::new(window),
+            waiting_bytes: 0,
+            placers,
+            under_way: VecDeque::new(),
+            returned,
+        }
+    }
+
+    /// Works until the lanes have ended.
+    pub(super) fn run(mut self, inbox: &Inbox<Arrived>) -> Result<(), String> {
+        let placed = self.placers.placed.clone();
+        loop {
+            select! {
+                recv(inbox) -> arrived => match arrived {
+                    Ok(arrived) => self.arrived(arrived)?,
+                    Err(_) => return Ok(()),
+                },
+                recv(placed) -> placed => match placed {
+                    Ok(Ok(seq)) => self.placed(seq),
+                    Ok(Err(error)) => return Err(format!("can't write the target guest's memory: {error}")),
+                    Err(_) => return Err("nobody writes the target guest's memory any more".to_owned()),
+                },
+            }
+            self.advance()?;
+        }
+    }
+
+    fn arrived(&mut self, arrived: Arrived) -> Result<(), String> {
+        self.waiting_bytes += arrived.decoded.stream_bytes();
+        // A source that keeps to its credit is never so far ahead.
+        let waiting_max = self.lanes.len() as u64 * (LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64);
+        if self.waiting_bytes > waiting_max {
+            return Err("the source sends more than it has credit for".to_owned());
+        }
+        let seq = arrived.decoded.seq();
+        self.reorder.put(seq, arrived).map_err(|error| error.to_string())
+    }
+
+    fn placed(&mut self, seq: u64) {
+        if let Some(under_way) = self.under_way.iter_mut().find(|under_way| under_way.batch.seq == seq) {
+            under_way.state = State::Placed;
+            self.placers.finish(&under_way.writes);
+        }
+    }
+
+    /// Does all that can be done now.
+    fn advance(&mut self) -> Result<(), String> {
+        loop {
+            if let Some(last) = self.under_way.back_mut()
+                && last.state == State::Held
+            {
+                if !self.placers.are_free(&last.writes) {
+                    return self.finish_placed();
+                }
+                last.state = self.shared.place(&mut self.placers, &last.batch, &last.writes);
+            }
+            self.finish_placed()?;
+            if self.under_way.len() >= BATCHES_MAX {
+                return Ok(());
+            }
+            let Some(arrived) = self.reorder.take() else {
+                return Ok(());
+            };
+            self.waiting_bytes -= arrived.decoded.stream_bytes();
+            let under_way = self.shared.assemble(arrived)?;
+            self.under_way.push_back(under_way);
+            while let Some(buffer) = lock(&self.shared.ordered).assembler.spent() {
+                // Full when the lanes have enough.
+                let _ = self.returned.try_send(buffer);
+            }
+        }
+    }
+
+    /// Gives QEMU what is left of the oldest batches as far as they are placed, and acknowledges them.
+    fn finish_placed(&mut self) -> Result<(), String> {
+        while let Some(done) = self.under_way.pop_front_if(|oldest| oldest.state == State::Placed) {
+            if !done.for_qemu.is_empty() {
+                let qemu = match &mut self.qemu {
+                    Some(qemu) => qemu,
+                    None => self.qemu.insert(self.shared.connect()?),
+                };
+                qemu.write_all(&done.for_qemu)
+                    .map_err(|error| format!("the target's QEMU stopped reading: {error}"))?;
+            }
+            let ack = &mut self.acks[done.lane];
+            ack.stream_bytes += done.batch.stream().len() as u64;
+            ack.wire_bytes += done.wire_bytes;
+            let sent = lock(&self.lanes[done.lane]).send(Kind::Ack, &ack.encode());
+            sent.map_err(|error| format!("lane {}: {error}", done.lane))?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Assembles the next batch and finds out what is to be done with it.
+    fn assemble(&self, arrived: Arrived) -> Result<UnderWay, String> {
+        let mut ordered = lock(&self.ordered);
+        // From then on the guest's memory is nobody's but the guest's.
+        if self.loaded.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
+            return Err("the source sends more than its QEMU's stream".to_owned());
+        }
+        let Ordered {
+            assembler,
+            memory,
+            placement,
+        } = &mut *ordered;
+        let batch = assembler
+            .apply(arrived.decoded, &mut |block, offset, into| match memory {
+                Some(memory) => memory
+                    .read(block, offset, into)
+                    .map_err(|error| ReadError(error.to_string())),
+                None => Err(ReadError(
+                    "it lies beyond what this host keeps and may not be read".to_owned(),
+                )),
+            })
+            .map_err(|error| error.to_string())?;
+        for op in batch.ops() {
+            // Nothing was placed before, so nobody else holds the memory.
+            if let (Op::Blocks(blocks), Some(memory)) = (op, memory.as_mut().and_then(Arc::get_mut)) {
+                memory.set_blocks(blocks);
+                *placement = Some(Placement::new(memory, blocks, batch.page_bytes()));
+            }
+        }
+        let (writes, for_qemu) = match placement {
+            Some(placement) => placement.plan(&batch),
+            None => (Vec::new(), batch.stream().into()),
+        };
+        let for_qemu = for_qemu.into_owned();
+        Ok(UnderWay {
+            state: if writes.is_empty() { State::Placed } else { State::Held },
+            batch,
+            writes,
+            for_qemu,
+            lane: arrived.lane,
+            wire_bytes: arrived.wire_bytes,
+        })
+    }
+
+    /// Has a batch's pages written.
+    fn place(&self, placers: &mut Placers, batch: &Arc<Batch>, writes: &[Write]) -> State {
+        if let Some(memory) = &lock(&self.ordered).memory {
+            placers.start(memory.clone(), batch.clone(), writes.to_vec());
+        }
+        State::Placing
+    }
+}

@@ -1,0 +1,201 @@
+//! What this host knows of content outside its guests' memory: what stands on their disks, in the files that they booted from,
+//! in images that the operator named.
+//!
+//! A source refers its pages to blocks that its indexes say have their content; the target reads those blocks for itself. So
+//! only the source of a migration needs indexes. They are made in the background, of what the VMs here read.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`name`] | what two hosts call the same content |
+//! | `storage` | what a VM reads |
+//! | `indexer` | keeps the indexes up to date |
+
+mod indexer;
+pub mod name;
+mod storage;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch as latest;
+use vmferry_content::{BLOCK_BYTES, Blocks, IndexError, IndexFolder, ScanOptions};
+use vmferry_core::page::BlockTable;
+
+use crate::agent::Config;
+use crate::api::types::{IndexState, IndexView};
+use crate::vm::RunningVm;
+use name::ContentName;
+
+pub(crate) use indexer::keep;
+
+/// How long an index serves before its source is looked at again.
+const REFRESH: Duration = Duration::from_secs(30 * 60);
+/// Memory that a block takes in a table.
+const TABLE_BYTES_PER_BLOCK: u64 = 9;
+
+/// The known content of one host.
+#[derive(Debug)]
+pub struct KnownContent {
+    indexes: Arc<IndexFolder>,
+    images: BTreeSet<String>,
+    options: ScanOptions,
+    /// Blocks of all tables of a migration together.
+    table_blocks_max: usize,
+    sources: latest::Sender<BTreeMap<String, Source>>,
+}
+
+/// Something that is indexed, by its path or URI.
+#[derive(Debug, Clone, PartialEq)]
+struct Source {
+    state: State,
+    /// Of the index that there is.
+    digest: Option<[u8; 32]>,
+    blocks: u64,
+    updated: Option<Instant>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum State {
+    Waiting,
+    Indexing { blocks_done: u64 },
+    Ready,
+    Failed(String),
+}
+
+/// Content that this host has an index of.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// What the target calls it, too.
+    pub name: ContentName,
+    source: String,
+    indexes: Arc<IndexFolder>,
+    blocks_max: usize,
+}
+
+impl Known {
+    /// The table of its blocks; empty if the index is gone meanwhile. It takes a while for large ones.
+    pub fn table(&self) -> Arc<BlockTable> {
+        match self.indexes.load(&self.source) {
+            Ok(Some(index)) => Arc::new(BlockTable::new(&index.hashes, self.blocks_max)),
+            Ok(None) => Arc::default(),
+            Err(error) => {
+                tracing::warn!(source = self.source, %error, "an index can't be used");
+                Arc::default()
+            }
+        }
+    }
+}
+
+impl KnownContent {
+    /// As an agent's settings have it.
+    ///
+    /// # Errors
+    /// [`IndexError::Io`].
+    pub fn open(config: &Config) -> Result<Self, IndexError> {
+        let folder = config.state_dir.join("content");
+        Ok(Self {
+            indexes: Arc::new(IndexFolder::open(folder.join("indexes"), config.index_space.0)?),
+            images: config.images.iter().map(|path| path.display().to_string()).collect(),
+            options: ScanOptions {
+                bytes_per_second: Some(config.index_bandwidth.0),
+                digest: false,
+            },
+            table_blocks_max: usize::try_from(config.index_memory.0 / TABLE_BYTES_PER_BLOCK).unwrap_or(usize::MAX),
+            sources: latest::Sender::new(BTreeMap::new()),
+        })
+    }
+
+    /// What pages of a VM that runs here may be referred to: what it reads, and images, as far as there are indexes.
+    pub async fn of(&self, vm: &RunningVm) -> Vec<Known> {
+        let storage = storage::of(vm).await;
+        let sources = self.sources.borrow();
+        let usable = |source: &String| sources.get(source).filter(|known| known.updated.is_some());
+        let disks = storage.iter().filter(|source| usable(source).is_some()).map(|source| {
+            let name = ContentName::Storage { source: source.clone() };
+            (name, source.clone())
+        });
+        let images = self.images.iter().filter(|image| !storage.contains(image)).filter_map(|source| {
+            let digest = usable(source)?.digest?;
+            Some((ContentName::image(&digest), source.clone()))
+        });
+        let all: Vec<(ContentName, String)> = disks.chain(images).collect();
+        let blocks_max = self.table_blocks_max / all.len().max(1);
+        let known = |(name, source)| Known {
+            name,
+            source,
+            indexes: self.indexes.clone(),
+            blocks_max,
+        };
+        all.into_iter().map(known).collect()
+    }
+
+    /// Opens what a source refers its VM's pages to. It may name what this host's copy of the VM reads itself, and images that
+    /// the operator named here; all else stays closed.
+    pub async fn open_for(&self, vm: &RunningVm, names: &[ContentName]) -> Vec<Option<Arc<dyn Blocks>>> {
+        let storage = storage::of(vm).await;
+        let images: BTreeMap<String, String> = {
+            let sources = self.sources.borrow();
+            let image = |source: &String| {
+                let digest = sources.get(source)?.digest?;
+                Some((ContentName::image(&digest).to_string(), source.clone()))
+            };
+            self.images.iter().filter_map(image).collect()
+        };
+        let source = |name: &ContentName| match name {
+            ContentName::Storage { source } => storage.get(source).cloned(),
+            ContentName::Image { .. } => images.get(&name.to_string()).cloned(),
+            ContentName::Unknown => None,
+        };
+        let wanted: Vec<Option<String>> = names.iter().map(source).collect();
+        let opened = tokio::task::spawn_blocking(move || {
+            let open = |source: String| match storage::open(&source) {
+                Ok(blocks) => Some(blocks),
+                Err(error) => {
+                    tracing::warn!(source, %error, "known content can't be read here");
+                    None
+                }
+            };
+            wanted.into_iter().map(|source| source.and_then(open)).collect()
+        });
+        opened.await.unwrap_or_default()
+    }
+
+    /// What is indexed, and how far it is.
+    pub fn views(&self) -> Vec<IndexView> {
+        let sources = self.sources.borrow();
+        let view = |(name, source): (&String, &Source)| IndexView {
+            source: name.clone(),
+            is_image: self.images.contains(name),
+            state: match &source.state {
+                State::Waiting => IndexState::Waiting,
+                State::Indexing { .. } => IndexState::Indexing,
+                State::Ready => IndexState::Ready,
+                State::Failed(_) => IndexState::Failed,
+            },
+            bytes: source.blocks * BLOCK_BYTES as u64,
+            bytes_done: match source.state {
+                State::Indexing { blocks_done } => blocks_done * BLOCK_BYTES as u64,
+                _ => 0,
+            },
+            age_s: source.updated.map(|at| at.elapsed().as_secs()),
+            reason: match &source.state {
+                State::Failed(why) => Some(why.clone()),
+                _ => None,
+            },
+        };
+        sources.iter().map(view).collect()
+    }
+
+    /// Waits until nothing is waiting to be indexed or being so.
+    pub async fn settled(&self) {
+        let is_settled = |source: &Source| matches!(source.state, State::Ready | State::Failed(_));
+        // Ends only with the agent.
+        let _ = self
+            .sources
+            .subscribe()
+            .wait_for(|sources| sources.values().all(is_settled))
+            .await;
+    }
+}
+

@@ -1,0 +1,64 @@
+//! The known content that a migration's pages are referred to: what the source offers, what the target can read of it, and
+//! what only the target has.
+//!
+//! Content sources are numbered: first those of the source's offer, in its order, then those whose tables the target sends
+//! before it says `Reserved`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use vmferry_core::limits::CONTENT_TABLES_BYTES_MAX;
+use vmferry_core::page::catalog::CONTENT_SOURCES_MAX;
+use vmferry_core::page::{BlockTable, Catalog};
+
+use crate::content::Known;
+
+/// What the source knows of it.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    offered: Vec<Known>,
+    /// Tables from the target, packed, as far as they have come.
+    tables: BTreeMap<u16, Vec<u8>>,
+    tables_bytes: usize,
+}
+
+impl Contents {
+    /// Those that this host has indexes of.
+    pub(super) fn offered(offered: Vec<Known>) -> Self {
+        Self {
+            offered,
+            ..Self::default()
+        }
+    }
+
+    /// Takes a part of a table.
+    pub(super) fn take(&mut self, number: u16, part: &[u8]) -> Result<(), String> {
+        let is_its_own = (self.offered.len()..CONTENT_SOURCES_MAX).contains(&usize::from(number));
+        self.tables_bytes += part.len();
+        if !is_its_own || self.tables_bytes > CONTENT_TABLES_BYTES_MAX {
+            return Err("the target sends a table that it may not send".to_owned());
+        }
+        self.tables.entry(number).or_default().extend_from_slice(part);
+        Ok(())
+    }
+
+    /// The catalog of those that the target can read, and what each is. It takes a while for large tables.
+    pub(super) fn catalog(mut self, readable: &[u16]) -> (Catalog, Vec<String>) {
+        let mut offered = self.offered.into_iter();
+        let (mut tables, mut names) = (Vec::new(), Vec::new());
+        let count = readable.iter().max().map_or(0, |last| last.saturating_add(1));
+        for number in 0..count.min(CONTENT_SOURCES_MAX as u16) {
+            let known = offered.next();
+            let is_readable = readable.contains(&number);
+            let table = match (&known, self.tables.remove(&number)) {
+                _ if !is_readable => Arc::default(),
+                (Some(known), _) => known.table(),
+                (None, Some(packed)) => Arc::new(BlockTable::unpacked(&packed)),
+                (None, None) => Arc::default(),
+            };
+            tables.push(table);
+            names.push(known.map_or_else(|| "the target's own".to_owned(), |known| known.name.to_string()));
+        }
+        (Catalog::new(tables), names)
+    }
+}
