@@ -162,10 +162,10 @@ fn ferry(stream: &[u8], settings: &CodecSettings) -> Result<Run, Box<dyn Error>>
         let lane = seq as usize % LANES;
         seq += 1;
 
-        let fingerprints = timed(&mut run.hash, || key.pages(&batch));
+        let (fingerprints, lines) = timed(&mut run.hash, || (key.pages(&batch), key.lines(&batch)));
         let (classes, after) = timed(&mut run.turn, || {
             (
-                known.classify(&batch, &fingerprints),
+                known.classify(&batch, &fingerprints, &lines),
                 digest.extend(batch.stream().len(), key.batch(&batch, &fingerprints)),
             )
         });

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! source                                                          target
-//! QEMU ─▶ reader ─▶ lane: fingerprint │turn│ encode ─▶ TCP ─▶ lane: decode ─▶ writer: reorder, assemble, place ─▶ QEMU
+//! QEMU ─▶ reader ─▶ lane: fingerprint │turn│ encode ─▶ TCP ─▶ lane: decode ─▶ writer: reorder, assemble ─▶ QEMU
 //!              └──▶ lane: …           │    │        ─▶ TCP ─▶ lane: …     ─┘          │
 //!                   acks ◀───────────────────────────────────────────────────────────┘
 //! ```
@@ -18,9 +18,9 @@
 //! | [`source`] | reader and lanes on the source |
 //! | [`target`] | lanes and writer on the target |
 //! | [`guest_memory`] | the guest's pages, read and written from outside its QEMU |
+//! | `placers` | the threads that write them |
 //! | `placement` | which pages the target writes there itself |
 //! | `kept` | what the source keeps because the target may ask for it |
-//! | `lane` | a lane's batches at the target, until each is whole |
 //! | `turn` | the lanes' taking turns in the order of batches |
 //! | `pace` | the limit on bandwidth |
 //! | `threads` | threads whose panic is noticed |
@@ -28,9 +28,9 @@
 pub mod connection;
 pub mod guest_memory;
 mod kept;
-mod lane;
 mod pace;
 mod placement;
+mod placers;
 pub mod source;
 pub mod target;
 mod threads;

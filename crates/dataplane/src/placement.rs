@@ -1,6 +1,8 @@
 //! Pages straight into the target guest's memory. QEMU is given what is left of the stream: section headers, block list,
 //! device state.
 //!
+//! [`Placers`](crate::placers::Placers) do the writing.
+//!
 //! It saves the way through a socket and QEMU's one loading thread, and it leaves zero pages alone where the memory was never
 //! touched: QEMU's loader looks at each of them, and so has the kernel map it.
 //!
@@ -10,14 +12,12 @@
 //! block of the record before.
 
 use crate::guest_memory::GuestMemory;
+use crate::placers::Write;
 use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
-use vmferry_core::limits::PAGE_BYTES_MAX;
 use vmferry_core::page::{Batch, Op, PageSet};
 use vmferry_core::qemu::{Block, BlockId, PageAt, naming_record};
-
-static ZEROS: [u8; PAGE_BYTES_MAX] = [0; PAGE_BYTES_MAX];
 
 /// Which way the pages take, and which of them hold something in the guest's memory.
 #[derive(Debug)]
@@ -52,18 +52,18 @@ impl Placement {
         }
     }
 
-    /// Writes the next batch's pages, and returns what of its stream QEMU has to load.
-    pub(crate) fn place<'a>(&mut self, memory: &GuestMemory, batch: &'a Batch) -> io::Result<Cow<'a, [u8]>> {
+    /// Which of the next batch's pages to write, and what of its stream QEMU has to load after that.
+    pub(crate) fn plan<'a>(&mut self, batch: &'a Batch) -> (Vec<Write>, Cow<'a, [u8]>) {
         // A difference to a page can't be passed on and the page's next version be placed.
         if batch.ops().iter().any(|op| matches!(op, Op::Foreign { .. })) {
             self.not_direct = Some("the source's QEMU encodes pages itself (capability xbzrle or compress)".to_owned());
         }
         if self.not_direct.is_some() {
-            return Ok(batch.stream().into());
+            return (Vec::new(), batch.stream().into());
         }
         let page_bytes = batch.page_bytes() as u64;
         let mut rest = Vec::new();
-        let mut pages: Vec<(BlockId, u64, &[u8])> = Vec::new();
+        let mut writes: Vec<Write> = Vec::new();
         for op in batch.ops() {
             match op {
                 Op::Blocks(_) | Op::Foreign { .. } => {}
@@ -72,20 +72,27 @@ impl Placement {
                     self.name(at, &mut rest);
                     let page = at.offset / page_bytes;
                     self.held.insert(at.block, page..page + 1);
-                    pages.push((at.block, at.offset, batch.page(*start)));
+                    writes.push(Write {
+                        block: at.block,
+                        offset: at.offset,
+                        start: Some(*start),
+                    });
                 }
                 Op::Zero { at, pages: run, .. } => {
                     self.name(at, &mut rest);
                     let first = at.offset / page_bytes;
                     for page in (first..first + run).filter(|page| self.held.contains(at.block, *page)) {
-                        pages.push((at.block, page * page_bytes, &ZEROS[..batch.page_bytes()]));
+                        writes.push(Write {
+                            block: at.block,
+                            offset: page * page_bytes,
+                            start: None,
+                        });
                     }
                 }
             }
         }
-        memory.write(&pages)?;
-        self.placed_bytes += pages.len() as u64 * page_bytes;
-        Ok(rest.into())
+        self.placed_bytes += writes.len() as u64 * page_bytes;
+        (writes, rest.into())
     }
 
     /// Bytes of pages written so far, and why it is not all of them.
@@ -105,6 +112,7 @@ impl Placement {
 mod tests {
     use super::*;
     use crate::guest_memory::HostBlock;
+    use crate::placers::Placers;
     use std::hint::black_box;
     use vmferry_core::page::BatchBuilder;
     use vmferry_core::qemu::{BlockName, Item, Parser};
@@ -138,6 +146,25 @@ mod tests {
             stream.extend_from_slice(name.as_bytes());
         }
         stream.extend_from_slice(rest);
+    }
+
+    /// Has a batch's pages written; returns what is left for QEMU.
+    fn place(placement: &mut Placement, memory: &Arc<GuestMemory>, batch: Batch) -> Vec<u8> {
+        let batch = Arc::new(batch);
+        let (writes, rest) = placement.plan(&batch);
+        let (mut placers, mut placer) = Placers::new(1);
+        let placer = placer.remove(0);
+        placers.start(memory.clone(), batch.clone(), writes.clone());
+        assert!(writes.is_empty() || !placers.are_free(&writes));
+        let placed = placers.placed.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(|| placer.run());
+            assert_eq!(placed.recv().unwrap().unwrap(), batch.seq);
+            placers.finish(&writes);
+            assert!(placers.are_free(&writes));
+            drop(placers);
+        });
+        rest.into_owned()
     }
 
     /// A stream of two blocks up to its first page.
@@ -177,10 +204,8 @@ mod tests {
         record(&mut stream, 6, 0x28, "", &[4; PAGE]);
         stream.extend_from_slice(END);
         let mut builder = BatchBuilder::new();
-        let rest = placement
-            .place(&memory, &batch(&mut builder, 0, &stream))
-            .unwrap()
-            .into_owned();
+        let memory = Arc::new(memory);
+        let rest = place(&mut placement, &memory, batch(&mut builder, 0, &stream));
         let pages = |block: &[u8], pages: std::ops::Range<usize>| {
             black_box(block)[pages.start * PAGE..pages.end * PAGE].to_vec()
         };
@@ -206,10 +231,7 @@ mod tests {
         let mut stream = b"\x02\0\0\0\x02".to_vec();
         record(&mut stream, 3, 0x40, "a", b"\x01\0\x02ab");
         record(&mut stream, 4, 0x28, "", &[9; PAGE]);
-        let rest = placement
-            .place(&memory, &batch(&mut builder, 1, &stream))
-            .unwrap()
-            .into_owned();
+        let rest = place(&mut placement, &memory, batch(&mut builder, 1, &stream));
         assert!(rest == stream && pages(&a, 4..5) == [2; PAGE]);
         assert!(placement.placed().1.unwrap().contains("xbzrle"));
     }
@@ -244,7 +266,7 @@ mod tests {
         let mut placement = Placement::new(&memory, &blocks, PAGE);
         let stream = setup();
         let batch = batch(&mut BatchBuilder::new(), 0, &stream);
-        assert_eq!(placement.place(&memory, &batch).unwrap(), stream);
+        assert_eq!(place(&mut placement, &Arc::new(memory), batch), stream);
         assert!(placement.placed().1.unwrap().contains("room"));
     }
 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vmferry_core::page::{
     Ask, Batch, BatchBuilder, BatchDigest, Catalog, Class, CodecSettings, EncodingStats, Fingerprint, FingerprintKey,
-    Known, Op, PageSet, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
+    Known, LineHashes, Op, PageSet, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
 };
 use vmferry_core::qemu::{Block, Mark};
 use vmferry_core::session::{Ack, LaneCredit};
@@ -348,10 +348,15 @@ impl Shared {
         let mut sent_bytes = 0;
         for batch in inbox {
             let fingerprints = self.settings.key.pages(&batch);
+            let lines = if self.settings.versions_bytes_max > 0 {
+                self.settings.key.lines(&batch)
+            } else {
+                Vec::new()
+            };
             let batch_digest = self.settings.key.batch(&batch, &fingerprints);
-            let in_turn = self
-                .ordered
-                .take(batch.seq, |ordered| ordered.pass(&batch, &fingerprints, batch_digest));
+            let in_turn = self.ordered.take(batch.seq, |ordered| {
+                ordered.pass(&batch, &fingerprints, &lines, batch_digest)
+            });
             let Some((mut classes, digest)) = in_turn else { return };
             self.settings.catalog.refer(&batch, &mut classes);
             let mut stats = EncodingStats::default();
@@ -472,7 +477,13 @@ impl Shared {
 
 impl Ordered {
     /// What has to be done with a batch in its turn.
-    fn pass(&mut self, batch: &Batch, fingerprints: &[Fingerprint], digest: BatchDigest) -> (Vec<Class>, StreamDigest) {
+    fn pass(
+        &mut self,
+        batch: &Batch,
+        fingerprints: &[Fingerprint],
+        lines: &[LineHashes],
+        digest: BatchDigest,
+    ) -> (Vec<Class>, StreamDigest) {
         let page_bytes = batch.page_bytes().max(1) as u64;
         for op in batch.ops() {
             let (block, offset, pages) = match op {
@@ -490,7 +501,7 @@ impl Ordered {
             self.sent.insert(block, page..page + pages);
         }
         (
-            self.known.classify(batch, fingerprints),
+            self.known.classify(batch, fingerprints, lines),
             self.digest.extend(batch.stream().len(), digest),
         )
     }

@@ -1,22 +1,26 @@
 //! The target's half: decodes on every lane at once, puts the stream together again, places its pages, and has QEMU load
 //! the rest.
 
+mod lane;
+mod writer;
+
+use self::lane::{Lane, Next, Whole};
+use self::writer::Writer;
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
-use crate::lane::{Lane, Next, Whole};
 use crate::placement::Placement;
+use crate::placers::Placers;
 use crate::threads;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX, RETURN_PATH_FRAME_BYTES_MAX};
-use vmferry_core::page::{Assembler, CodecSettings, Decoded, Decoder, FingerprintKey, Op, ReadError, StreamDigest};
+use vmferry_core::limits::RETURN_PATH_FRAME_BYTES_MAX;
+use vmferry_core::page::{Assembler, CodecSettings, Decoded, Decoder, FingerprintKey, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
-use vmferry_core::session::{Ack, Reorder};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::MemoryHash;
 
@@ -60,7 +64,7 @@ pub struct Target {
 /// The part that works in the order of batches.
 struct Ordered {
     assembler: Assembler,
-    memory: Option<GuestMemory>,
+    memory: Option<Arc<GuestMemory>>,
     /// Once the stream has listed its blocks, if the guest's memory can be reached.
     placement: Option<Placement>,
 }
@@ -107,7 +111,7 @@ impl Target {
                 .collect::<io::Result<Vec<_>>>()?,
             ordered: Mutex::new(Ordered {
                 assembler: Assembler::new(settings.key.clone()),
-                memory,
+                memory: memory.map(Arc::new),
                 placement: None,
             }),
             settings,
@@ -129,8 +133,16 @@ impl Target {
                 }
             })?;
         }
+        // As many as lanes: what they write is what those decode.
+        let (placers, threads) = Placers::new(senders.len());
+        for (index, placer) in threads.into_iter().enumerate() {
+            shared.spawn(format!("placer-{index}"), move |_| placer.run())?;
+        }
         shared.spawn("writer".to_owned(), move |shared| {
-            shared.run_writer(senders, inbox, returned);
+            let writer = Writer::new(shared.clone(), senders, placers, returned);
+            if let Err(why) = writer.run(&inbox) {
+                shared.fail(why);
+            }
         })?;
         Ok(Target { shared })
     }
@@ -229,95 +241,6 @@ impl Shared {
                 }
             }
         }
-    }
-
-    fn run_writer(self: &Arc<Self>, lanes: Vec<Arc<Mutex<Sender>>>, inbox: Inbox<Arrived>, returned: Outbox<Vec<u8>>) {
-        let mut qemu = None;
-        let mut acks = vec![Ack::default(); lanes.len()];
-        // Nothing can be further ahead than all lanes' credit in the smallest batches; a batch stands for a byte at least,
-        // but a source that cuts such batches is idle and has nothing ahead.
-        let window = lanes.len() as u64 * LANE_CREDIT_BYTES_MAX;
-        let mut reorder = Reorder::new(window);
-        // A source that keeps to its credit is never so far ahead with bytes either.
-        let waiting_max = lanes.len() as u64 * (LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64);
-        let mut waiting = 0;
-        for arrived in inbox {
-            waiting += arrived.decoded.stream_bytes();
-            if waiting > waiting_max {
-                return self.fail("the source sends more than it has credit for".to_owned());
-            }
-            if let Err(error) = reorder.put(arrived.decoded.seq(), arrived) {
-                return self.fail(error.to_string());
-            }
-            while let Some(arrived) = reorder.take() {
-                let (lane, wire_bytes) = (arrived.lane, arrived.wire_bytes);
-                waiting -= arrived.decoded.stream_bytes();
-                let stream_bytes = match self.write(&mut qemu, arrived.decoded) {
-                    Ok(bytes) => bytes,
-                    Err(why) => return self.fail(why),
-                };
-                while let Some(buffer) = self.spent() {
-                    // Full when the lanes have enough.
-                    let _ = returned.try_send(buffer);
-                }
-                acks[lane].stream_bytes += stream_bytes;
-                acks[lane].wire_bytes += wire_bytes;
-                if let Err(error) = lock(&lanes[lane]).send(Kind::Ack, &acks[lane].encode()) {
-                    return self.fail(format!("lane {lane}: {error}"));
-                }
-            }
-        }
-    }
-
-    fn spent(&self) -> Option<Vec<u8>> {
-        lock(&self.ordered).assembler.spent()
-    }
-
-    /// Places the next batch's pages and gives QEMU the rest; returns the length of its stream.
-    fn write(self: &Arc<Self>, qemu: &mut Option<UnixStream>, decoded: Decoded) -> Result<u64, String> {
-        let mut ordered = lock(&self.ordered);
-        // From then on the guest's memory is nobody's but the guest's.
-        if self.loaded.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
-            return Err("the source sends more than its QEMU's stream".to_owned());
-        }
-        let Ordered {
-            assembler,
-            memory,
-            placement,
-        } = &mut *ordered;
-        let batch = assembler
-            .apply(decoded, &mut |block, offset, into| match memory {
-                Some(memory) => memory
-                    .read(block, offset, into)
-                    .map_err(|error| ReadError(error.to_string())),
-                None => Err(ReadError(
-                    "it lies beyond what this host keeps and may not be read".to_owned(),
-                )),
-            })
-            .map_err(|error| error.to_string())?;
-        for op in batch.ops() {
-            if let (Op::Blocks(blocks), Some(memory)) = (op, &mut *memory) {
-                memory.set_blocks(blocks);
-                *placement = Some(Placement::new(memory, blocks, batch.page_bytes()));
-            }
-        }
-        let for_qemu = match (placement, memory) {
-            (Some(placement), Some(memory)) => placement
-                .place(memory, &batch)
-                .map_err(|error| format!("can't write the target guest's memory: {error}"))?,
-            _ => batch.stream().into(),
-        };
-        // QEMU's word that it has loaded all of this can't overtake the digest, which is complete here.
-        drop(ordered);
-        if !for_qemu.is_empty() {
-            let qemu = match qemu {
-                Some(qemu) => qemu,
-                None => qemu.insert(self.connect()?),
-            };
-            qemu.write_all(&for_qemu)
-                .map_err(|error| format!("the target's QEMU stopped reading: {error}"))?;
-        }
-        Ok(batch.stream().len() as u64)
     }
 
     fn connect(self: &Arc<Self>) -> Result<UnixStream, String> {

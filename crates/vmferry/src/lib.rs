@@ -6,12 +6,14 @@
 //! | [`api`] | the agent's HTTP API |
 //! | [`agent`] | owning VMs, and moving them |
 //! | [`migrate`] | carrying a handover out, on both sides |
+//! | [`content`] | what this host knows of content outside its guests |
 //! | [`vm`] | one VM: definition, command line, process |
 //! | [`host`] | what a host can take, and what it promised |
 
 pub mod agent;
 pub mod api;
 pub mod cli;
+pub mod content;
 pub mod host;
 pub mod migrate;
 pub mod vm;

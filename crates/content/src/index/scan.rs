@@ -147,7 +147,7 @@ struct Scan<'a> {
 impl Scan<'_> {
     /// Counts blocks up to `end` as zeros.
     fn skip_to(&mut self, end: u64) -> Result<(), ScanError> {
-        const ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
+        static ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
         let mut missing = end.saturating_sub(self.hashes.len() as u64);
         self.hashes.resize(self.hashes.len() + missing as usize, 0);
         while self.options.digest && missing > 0 {

@@ -5,7 +5,7 @@
 use super::*;
 use crate::page::{StreamDigest, lz::CodecSettings};
 use crate::wire::hello::MigrationId;
-use crate::wire::message::{Epoch, Image, Message, Transfer, Verdict};
+use crate::wire::message::{Epoch, Image, Message, Reservation, Transfer, Verdict};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -192,7 +192,7 @@ impl World {
             match effect.clone() {
                 TargetEffect::Reserve { .. } => {
                     self.b_qemu = Qemu::Incoming;
-                    self.on_target(TargetEvent::Reserved(Ok(true)));
+                    self.on_target(TargetEvent::Reserved(Ok(Reservation::default())));
                 }
                 TargetEffect::Journal(record) => {
                     assert_eq!(

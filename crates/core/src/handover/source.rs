@@ -1,7 +1,7 @@
 //! The source's side: it owns the VM until its journal says `Released`, and ends with the guest running on one host.
 
 use super::{Cause, Outcome, Record, Stage};
-use crate::wire::message::{Handover, Image, Message, Transfer, Verdict};
+use crate::wire::message::{Handover, Image, Message, Reservation, Transfer, Verdict};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -53,10 +53,7 @@ pub enum SourceEffect {
     /// Say this to the peer, if it can be reached.
     Send(Message),
     /// Connect the lanes and have QEMU migrate into them.
-    OpenStream {
-        /// What the target said it can read back ([`Message::Reserved`]).
-        reads_guest_memory: bool,
-    },
+    OpenStream(Reservation),
     /// Let QEMU stop the guest at its next chance.
     LetStop,
     /// Compare the target's image with what was sent, and report [`SourceEvent::Compared`].
@@ -197,9 +194,9 @@ impl Source {
             }
             (State::Offering, On::Journaled(Err(why))) => self.finish(Outcome::RolledBack(Cause::Journal(why))),
 
-            (State::Reserving, On::Peer(Message::Reserved { reads_guest_memory })) => {
+            (State::Reserving, On::Peer(Message::Reserved(reservation))) => {
                 self.enter(State::PreCopy, None);
-                vec![Do::OpenStream { reads_guest_memory }]
+                vec![Do::OpenStream(reservation)]
             }
             (State::Reserving, On::Peer(Message::Refused { reasons })) => self.roll_back(Cause::Refused(reasons)),
 

@@ -1,7 +1,7 @@
 //! The target's side: it runs the VM only after the source durably gave it up, and drops its copy otherwise.
 
 use super::Record;
-use crate::wire::message::{Handover, Image, Message, Transfer, Verdict};
+use crate::wire::message::{Handover, Image, Message, Reservation, Transfer, Verdict};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -19,9 +19,8 @@ pub enum TargetEvent {
     Peer(Message),
     /// The control lane is gone.
     PeerLost(String),
-    /// The checks are done and QEMU waits for the stream ([`TargetEffect::Reserve`]); `true` if this host can read that
-    /// QEMU's guest memory. Or every reason why not.
-    Reserved(Result<bool, Vec<String>>),
+    /// The checks are done and QEMU waits for the stream ([`TargetEffect::Reserve`]). Or every reason why not.
+    Reserved(Result<Reservation, Vec<String>>),
     /// All lanes are connected.
     StreamOpened,
     /// QEMU has loaded the whole stream and is paused; its SHUT 0 is held, and the image described.
@@ -159,9 +158,9 @@ impl Target {
         match (&self.state, event) {
             (State::Finished, _) => vec![],
 
-            (State::Reserving, On::Reserved(Ok(reads_guest_memory))) => {
+            (State::Reserving, On::Reserved(Ok(reservation))) => {
                 self.enter(State::Reserved, Some(now + RESERVATION_LIMIT));
-                vec![Do::Send(Message::Reserved { reads_guest_memory })]
+                vec![Do::Send(Message::Reserved(reservation))]
             }
             (State::Reserving, On::Reserved(Err(reasons))) => {
                 self.enter(State::Finished, None);
@@ -375,7 +374,7 @@ mod tests {
         };
         let (mut target, _) = Target::new(handover, "a".into(), transfer, Value::Null);
         let reserved = Duration::from_secs(5);
-        target.handle(TargetEvent::Reserved(Ok(true)), reserved);
+        target.handle(TargetEvent::Reserved(Ok(Reservation::default())), reserved);
         assert_eq!(target.deadline(), Some(reserved + RESERVATION_LIMIT));
         let effects = target.handle(TargetEvent::Tick, reserved + RESERVATION_LIMIT);
         let [

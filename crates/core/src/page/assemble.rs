@@ -183,10 +183,10 @@ impl Assembler {
                     self.turn_to(at.block, at.named.then(|| batch.name(&at, *record)))?;
                     match sources.next() {
                         Some(Content::At(block, offset)) => self.copy(batch, start, *block, *offset, read)?,
-                        Some(Content::Delta(range)) => {
+                        Some(Content::Delta(how, range)) => {
                             self.copy(batch, start, at.block, at.offset, read)?;
                             let page = &mut batch.stream[start..start + self.page_bytes];
-                            if !delta::apply(&deltas[range.clone()], page) {
+                            if !delta::apply(*how, &deltas[range.clone()], page) {
                                 return Err(AssembleError::Delta);
                             }
                         }
@@ -205,7 +205,7 @@ impl Assembler {
         let mut filled = self.key.contents(&filled).into_iter();
         let fingerprint = |page: &Content| match page {
             Content::Here(fingerprint) => Some(*fingerprint),
-            Content::At(..) | Content::Delta(_) | Content::Block { .. } => filled.next(),
+            Content::At(..) | Content::Delta(..) | Content::Block { .. } => filled.next(),
         };
         Ok(pages.iter().filter_map(fingerprint).collect())
     }

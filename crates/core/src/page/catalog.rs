@@ -11,7 +11,10 @@ use super::{
     content::{BLOCK_BYTES, block_hash},
     known::Class,
 };
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 /// Content sources of one session.
 pub const CONTENT_SOURCES_MAX: usize = 64;
@@ -150,7 +153,7 @@ pub struct Catalog {
 
 #[derive(Debug)]
 struct Source {
-    table: BlockTable,
+    table: Arc<BlockTable>,
     /// Pages that were referred to it.
     referred: AtomicU64,
     /// Of those, pages that the target asked for.
@@ -159,7 +162,7 @@ struct Source {
 
 impl Catalog {
     /// Of these tables, numbered from 0; a page that several have is referred to the first.
-    pub fn new(tables: Vec<BlockTable>) -> Self {
+    pub fn new(tables: Vec<Arc<BlockTable>>) -> Self {
         let sources = tables.into_iter().map(|table| Source {
             table,
             referred: AtomicU64::new(0),
@@ -293,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_source_that_is_often_wrong_is_left_alone() {
-        let catalog = Catalog::new(vec![BlockTable::new(&hashes(10), usize::MAX)]);
+        let catalog = Catalog::new(vec![BlockTable::new(&hashes(10), usize::MAX).into()]);
         assert!(catalog.sources[0].is_good());
         for _ in 0..=MISSES_FREE {
             catalog.missed(0);

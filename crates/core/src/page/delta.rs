@@ -1,10 +1,10 @@
 //! A page as its difference to what the target holds at its address: which of its 64 lines changed, and by what (exclusive
-//! or). A line is 64 bytes of a page of 4 KiB, a processor's cache line, which is what programs write by.
+//! or) or to what. A line is 64 bytes of a page of 4 KiB, a processor's cache line, which is what programs write by.
 //!
 //! ```text
 //! offset size
 //!      0    8  a bit for each line that changed, the first line's the lowest
-//!      8    n  those lines, new content exclusive or old
+//!      8    n  those lines: new content exclusive or old, or new content
 //! ```
 
 /// Lines of a page.
@@ -15,6 +15,34 @@ pub(super) const MASK_BYTES: usize = 8;
 /// A page crosses as difference up to this part of its bytes changed. Beyond it the page itself costs less: LZ makes a
 /// quarter or less of an ordinary page, and little of a difference.
 const CHANGED_MAX_PART: usize = 5;
+
+/// How the lines of a difference make the page's next version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Exclusive or what is there.
+    Change,
+    /// In place of what is there.
+    Replace,
+}
+
+/// A page crosses as its changed lines up to this part of all lines; see [`CHANGED_MAX_PART`].
+const LINES_MAX_PART: usize = 4;
+
+/// Appends those lines of the page whose bits are set to `out`, in place of what is there, and returns how many; `None`, and
+/// nothing appended, if the page itself costs less.
+pub(super) fn lines(changed: u64, now: &[u8], out: &mut Vec<u8>) -> Option<u8> {
+    let (line_bytes, count) = (now.len() / LINES, changed.count_ones() as usize);
+    if line_bytes == 0 || count > LINES / LINES_MAX_PART {
+        return None;
+    }
+    out.extend_from_slice(&changed.to_be_bytes());
+    for (number, line) in now.chunks(line_bytes).enumerate().take(LINES) {
+        if changed & (1 << number) != 0 {
+            out.extend_from_slice(line);
+        }
+    }
+    Some(count as u8)
+}
 
 /// Appends the difference between two versions of a page to `out` and returns how many lines it has; `None`, and nothing
 /// appended, if the page itself costs less.
@@ -49,7 +77,7 @@ pub(super) fn bytes(lines: u8, page_bytes: usize) -> usize {
 }
 
 /// Makes the page's next version of it; `false` if the difference is not one of such a page.
-pub(super) fn apply(delta: &[u8], page: &mut [u8]) -> bool {
+pub(super) fn apply(how: How, delta: &[u8], page: &mut [u8]) -> bool {
     let line_bytes = page.len() / LINES;
     let Some((mask, lines)) = delta.split_first_chunk::<MASK_BYTES>() else {
         return false;
@@ -63,7 +91,10 @@ pub(super) fn apply(delta: &[u8], page: &mut [u8]) -> bool {
         if mask & (1 << number) != 0
             && let Some(difference) = lines.next()
         {
-            line.iter_mut().zip(difference).for_each(|(byte, by)| *byte ^= by);
+            match how {
+                How::Change => line.iter_mut().zip(difference).for_each(|(byte, by)| *byte ^= by),
+                How::Replace => line.copy_from_slice(difference),
+            }
         }
     }
     true
@@ -90,7 +121,7 @@ mod tests {
                     let delta = &delta[6..];
                     prop_assert_eq!(delta.len(), bytes(lines, 4096));
                     let mut page = before;
-                    prop_assert!(apply(delta, &mut page));
+                    prop_assert!(apply(How::Change, delta, &mut page));
                     prop_assert_eq!(page, now);
                 }
                 None => prop_assert_eq!(delta, b"before"),
@@ -101,8 +132,23 @@ mod tests {
         fn what_is_no_difference_is_refused(delta in proptest::collection::vec(any::<u8>(), 0..300)) {
             let lines = delta.first_chunk().map(|mask| u64::from_be_bytes(*mask).count_ones() as u8);
             let fits = lines.is_some_and(|lines| delta.len() == bytes(lines, 4096));
-            prop_assert_eq!(apply(&delta, &mut [0; 4096]), fits);
+            prop_assert_eq!(apply(How::Replace, &delta, &mut [0; 4096]), fits);
         }
+    }
+
+    #[test]
+    fn changed_lines_are_replaced() {
+        let mut before = [1u8; 4096];
+        before[4032..].fill(3);
+        let mut now = before;
+        (now[0], now[70], now[4095]) = (9, 9, 9);
+        let mut delta = Vec::new();
+        let changed = 1 | 1 << 1 | 1 << 63;
+        assert_eq!(lines(changed, &now, &mut delta), Some(3));
+        assert_eq!(delta.len(), bytes(3, 4096));
+        assert!(apply(How::Replace, &delta, &mut before));
+        assert_eq!(before, now);
+        assert_eq!(lines(u64::MAX, &now, &mut delta), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
     digest::StreamDigest,
     entropy::is_compressible,
     fingerprint::Fingerprint,
-    known::Class,
+    known::{Before, Class},
     lz::{Encode, LzError},
     payload::{FOLLOWS, HEADER_BYTES, Kind, NAMED, put_varint},
     stats::{EncodingStats, Tally},
@@ -83,8 +83,17 @@ pub fn encode(
 /// The differences of those pages of a batch that cross so.
 struct Deltas {
     bytes: Vec<u8>,
-    /// By page: where in `bytes`, and how many lines.
-    of_pages: Vec<Option<(Range<usize>, u8)>>,
+    of_pages: Vec<Option<OfPage>>,
+}
+
+/// One page's difference.
+struct OfPage {
+    /// [`Kind::Delta`] or [`Kind::Lines`].
+    kind: Kind,
+    /// Where in the bytes of all.
+    range: Range<usize>,
+    /// How many lines it has.
+    lines: u8,
 }
 
 impl Deltas {
@@ -95,13 +104,17 @@ impl Deltas {
         };
         for (now, class) in batch.pages().zip(classes) {
             let start = deltas.bytes.len();
-            let lines = match class {
-                Class::New { before: Some(before) } => delta::between(before, now, &mut deltas.bytes),
-                _ => None,
+            let Class::New { before } = class else {
+                deltas.of_pages.push(None);
+                continue;
             };
-            deltas
-                .of_pages
-                .push(lines.map(|lines| (start..deltas.bytes.len(), lines)));
+            let (kind, lines) = match before {
+                Before::Content(before) => (Kind::Delta, delta::between(before, now, &mut deltas.bytes)),
+                Before::Changed(changed) => (Kind::Lines, delta::lines(*changed, now, &mut deltas.bytes)),
+                Before::Unknown => (Kind::Lz, None),
+            };
+            let range = start..deltas.bytes.len();
+            deltas.of_pages.push(lines.map(|lines| OfPage { kind, range, lines }));
         }
         deltas
     }
@@ -161,15 +174,15 @@ fn operations<'a>(
                     (Some((Class::Same, _)), _) => (Kind::Same, None),
                     (Some((Class::Copy { block, page }, _)), _) => (Kind::Copy, Some((block.0, *page))),
                     (Some((Class::Content { source, block }, _)), _) => (Kind::Content, Some((*source, *block))),
-                    (Some((Class::New { .. }, _)) | None, Some(_)) => (Kind::Delta, None),
+                    (Some((Class::New { .. }, _)) | None, Some(delta)) => (delta.kind, None),
                     (Some((Class::New { .. }, _)) | None, None) if is_compressible(content) => (Kind::Lz, None),
                     (Some((Class::New { .. }, _)) | None, None) => (Kind::Raw, None),
                 };
                 let mut each = Vec::new();
                 match (kind, class, delta) {
-                    (Kind::Delta, _, Some((range, lines))) => {
-                        sections.lz.push(&deltas.bytes[range.clone()]);
-                        each.push(*lines);
+                    (Kind::Delta | Kind::Lines, _, Some(delta)) => {
+                        sections.lz.push(&deltas.bytes[delta.range.clone()]);
+                        each.push(delta.lines);
                     }
                     (Kind::Content, Some((_, fingerprint)), _) => each.extend_from_slice(&fingerprint.0),
                     (Kind::Lz, ..) => sections.lz.push(content),
@@ -293,7 +306,7 @@ impl<'b> Writer<'_, 'b> {
             Kind::Copy => &mut self.cost.copy,
             Kind::Content => &mut self.cost.content,
             Kind::Raw => &mut self.cost.raw,
-            Kind::Delta => &mut self.cost.delta,
+            Kind::Delta | Kind::Lines => &mut self.cost.delta,
             _ => &mut self.cost.lz,
         };
         *tally += Tally {

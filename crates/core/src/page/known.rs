@@ -9,6 +9,7 @@
 use super::{
     batch::{Batch, Op},
     fingerprint::Fingerprint,
+    lines::LineHashes,
     sparse::Sparse,
     versions::Versions,
 };
@@ -24,8 +25,8 @@ use std::{
 pub enum Class {
     /// The target has to be sent the content.
     New {
-        /// What the page holds at the target at this point of the stream, where that is known and may be referred to.
-        before: Option<Box<[u8]>>,
+        /// What is known of what the page holds at the target at this point of the stream.
+        before: Before,
     },
     /// The page holds that content at the target already.
     Same,
@@ -43,6 +44,18 @@ pub enum Class {
         /// The block's number.
         block: u64,
     },
+}
+
+/// What the source knows of a page's earlier version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing, or it may not be referred to.
+    #[default]
+    Unknown,
+    /// All of it.
+    Content(Box<[u8]>),
+    /// Which lines differ now, the first line's bit the lowest.
+    Changed(u64),
 }
 
 /// Which of the pages sent before may be referred to.
@@ -97,8 +110,9 @@ impl Known {
     }
 
     /// Says for each page of the batch how it has to cross, and remembers that the target then holds it. To be called in
-    /// the order of [`Batch::seq`]; `fingerprints` are the batch's, in order.
-    pub fn classify(&mut self, batch: &Batch, fingerprints: &[Fingerprint]) -> Vec<Class> {
+    /// the order of [`Batch::seq`]; `fingerprints` and `lines` are the batch's, in order. Without `lines`, only pages kept
+    /// whole have an earlier version.
+    pub fn classify(&mut self, batch: &Batch, fingerprints: &[Fingerprint], lines: &[LineHashes]) -> Vec<Class> {
         if batch.postcopy && !self.postcopy {
             // From here on the guest runs at the target and changes its pages itself, or they were discarded.
             *self = Self {
@@ -107,10 +121,11 @@ impl Known {
             };
         }
         if self.postcopy {
-            return vec![Class::New { before: None }; fingerprints.len()];
+            let before = Before::Unknown;
+            return vec![Class::New { before }; fingerprints.len()];
         }
         let page_bytes = (batch.page_bytes() as u64).max(1);
-        let mut fingerprints = fingerprints.iter();
+        let (mut fingerprints, mut lines) = (fingerprints.iter(), lines.iter());
         let mut classes = Vec::with_capacity(fingerprints.len());
         for op in batch.ops() {
             match op {
@@ -121,10 +136,13 @@ impl Known {
                     let page = at.offset / page_bytes;
                     let again = self.held.get(at.block, page) != Fingerprint::default();
                     let mut class = self.page(at.block, page, *fingerprint, batch.seq);
-                    if again && class != Class::Same && self.versions.keeps_any() {
-                        let kept = self.versions.replace(at.block, page, batch.page(*start));
-                        if let Class::New { before } = &mut class {
-                            *before = kept;
+                    let lines = lines.next();
+                    if class != Class::Same && self.versions.keeps_any() {
+                        let version = self
+                            .versions
+                            .sent(at.block, page, lines, again.then(|| batch.page(*start)));
+                        if let (Class::New { before }, true) = (&mut class, again) {
+                            *before = version;
                         }
                     }
                     classes.push(class);
@@ -172,7 +190,9 @@ impl Known {
                 block: BlockId((place.packed >> PAGE_BITS) as u16),
                 page: place.packed & ((1 << PAGE_BITS) - 1),
             },
-            None => Class::New { before: None },
+            None => Class::New {
+                before: Before::Unknown,
+            },
         }
     }
 
@@ -243,7 +263,9 @@ mod tests {
         Fingerprint(crate::page::fingerprint::truncated(hash.as_bytes()))
     }
 
-    const NEW: Class = Class::New { before: None };
+    const NEW: Class = Class::New {
+        before: Before::Unknown,
+    };
 
     fn copy(page: u64) -> Class {
         Class::Copy {
@@ -255,39 +277,39 @@ mod tests {
     #[test]
     fn a_page_sent_before_is_same_where_it_was_and_a_copy_elsewhere() {
         let mut known = Known::new(Reach::All, 0);
-        let classes = known.classify(&batch(0, &[1, 2, 1]), &[content(1); 3]);
+        let classes = known.classify(&batch(0, &[1, 2, 1]), &[content(1); 3], &[]);
         assert_eq!(classes, [NEW, copy(1), Class::Same]);
-        let classes = known.classify(&batch(1, &[2, 3]), &[content(1); 2]);
+        let classes = known.classify(&batch(1, &[2, 3]), &[content(1); 2], &[]);
         assert_eq!(classes, [Class::Same, copy(2)]);
     }
 
     #[test]
     fn a_page_overwritten_is_referred_to_no_more() {
         let mut known = Known::new(Reach::All, 0);
-        known.classify(&batch(0, &[1, 1]), &[content(1), content(2)]);
-        let classes = known.classify(&batch(1, &[5, 6]), &[content(1), content(2)]);
+        known.classify(&batch(0, &[1, 1]), &[content(1), content(2)], &[]);
+        let classes = known.classify(&batch(1, &[5, 6]), &[content(1), content(2)], &[]);
         assert_eq!(classes, [NEW, copy(1)]);
     }
 
     #[test]
     fn a_short_reach_sends_again_what_was_sent_too_long_ago() {
         let mut known = Known::new(Reach::Batches(2), 0);
-        known.classify(&batch(0, &[1]), &[content(1)]);
-        assert_eq!(known.classify(&batch(2, &[1]), &[content(1)]), [Class::Same]);
-        assert_eq!(known.classify(&batch(5, &[1]), &[content(1)]), [NEW]);
-        assert_eq!(known.classify(&batch(6, &[2]), &[content(1)]), [copy(1)]);
-        assert_eq!(known.classify(&batch(8, &[1]), &[content(1)]), [copy(2)]);
+        known.classify(&batch(0, &[1]), &[content(1)], &[]);
+        assert_eq!(known.classify(&batch(2, &[1]), &[content(1)], &[]), [Class::Same]);
+        assert_eq!(known.classify(&batch(5, &[1]), &[content(1)], &[]), [NEW]);
+        assert_eq!(known.classify(&batch(6, &[2]), &[content(1)], &[]), [copy(1)]);
+        assert_eq!(known.classify(&batch(8, &[1]), &[content(1)], &[]), [copy(2)]);
     }
 
     #[test]
     fn nothing_is_referred_to_once_post_copy_begins() {
         let mut known = Known::new(Reach::All, 0);
-        known.classify(&batch(0, &[1]), &[content(1)]);
+        known.classify(&batch(0, &[1]), &[content(1)], &[]);
         let switch = Batch {
             postcopy: true,
             ..batch(1, &[1, 2])
         };
-        assert_eq!(known.classify(&switch, &[content(1); 2]), [NEW, NEW]);
+        assert_eq!(known.classify(&switch, &[content(1); 2], &[]), [NEW, NEW]);
         assert_eq!(known.memory_bytes(), 0);
     }
 
@@ -296,7 +318,7 @@ mod tests {
         let mut known = Known::new(Reach::All, 0);
         let far_apart: Vec<u64> = (0..100).map(|index| index << 28).collect();
         let contents: Vec<_> = (0..100).map(content).collect();
-        known.classify(&batch(0, &far_apart), &contents);
+        known.classify(&batch(0, &far_apart), &contents, &[]);
         assert!(known.memory_bytes() < 100 * 10_000);
     }
 
@@ -307,7 +329,7 @@ mod tests {
         let contents: Vec<_> = pages.iter().copied().map(content).collect();
         for (seq, pages) in pages.chunks(128).enumerate() {
             let first = seq * 128;
-            known.classify(&batch(seq as u64, pages), &contents[first..first + pages.len()]);
+            known.classify(&batch(seq as u64, pages), &contents[first..first + pages.len()], &[]);
         }
         assert!(known.memory_bytes() < (1 << 30) / 40, "{}", known.memory_bytes());
     }

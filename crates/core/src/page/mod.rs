@@ -12,6 +12,7 @@
 //! | [`content`] | the blocks that those are made of |
 //! | [`ask`] | what the target did not find there |
 //! | [`versions`] | pages as they were last sent, within a bound |
+//! | [`lines`] | hashes of a page's lines, which tell what changed |
 //! | `delta` | a page as its difference to what the target holds |
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
 //! | `entropy` | which pages are not worth an LZ coder's time |
@@ -46,6 +47,7 @@ mod entropy;
 pub mod fingerprint;
 mod hash_pages;
 pub mod known;
+pub mod lines;
 pub mod lz;
 pub mod page_set;
 pub mod payload;
@@ -63,7 +65,8 @@ pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
 pub use encode::encode;
 pub use fingerprint::{Fingerprint, FingerprintKey};
-pub use known::{Class, Known, Reach};
+pub use known::{Before, Class, Known, Reach};
+pub use lines::LineHashes;
 pub use lz::{Codec, CodecSettings, LzError};
 pub use page_set::PageSet;
 pub use ring::RING_BATCHES;

@@ -15,6 +15,14 @@ pub(super) struct Sparse<T> {
 }
 
 impl<T: Copy + Default> Sparse<T> {
+    /// Memory that each chunk takes.
+    pub(super) const CHUNK_BYTES: usize = CHUNK as usize * size_of::<T>() + 2 * size_of::<(BlockId, u64, usize)>();
+
+    /// Whether the entry is allocated.
+    pub(super) fn holds(&self, block: BlockId, index: u64) -> bool {
+        self.chunks.contains_key(&(block, index / CHUNK))
+    }
+
     pub(super) fn get(&self, block: BlockId, index: u64) -> T {
         match self.chunks.get(&(block, index / CHUNK)) {
             Some(chunk) => chunk[(index % CHUNK) as usize],
@@ -56,6 +64,6 @@ impl<T: Copy + Default> Sparse<T> {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.chunks.len() * (CHUNK as usize * size_of::<T>() + 2 * size_of::<(BlockId, u64, usize)>())
+        self.chunks.len() * Self::CHUNK_BYTES
     }
 }

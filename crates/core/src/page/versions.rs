@@ -1,9 +1,11 @@
 //! Pages as they were last sent, so that one that is sent again can cross as its difference to what the target holds.
 //!
-//! Memory is bounded, and so is the work: only pages that are sent again are kept, since what was written twice is likely to
-//! be written a third time. Keeping what is sent once as well would be memory to fill in the first round, nearly all of it for
-//! nothing. When there is no more room, the page kept longest goes.
+//! Memory is bounded, and so is the work. Of every page hashes of its lines are kept, a sixteenth of its size: they tell which
+//! lines changed. Whole pages are kept only of those that are sent again, since what was written twice is likely to be written
+//! a third time, and a difference of contents is a quarter of the lines that it is in. Keeping what is sent once as well would be
+//! memory to fill in the first round, nearly all of it for nothing. When there is no more room, the page kept longest goes.
 
+use super::{known::Before, lines::LineHashes, sparse::Sparse};
 use crate::qemu::BlockId;
 use std::collections::{HashMap, VecDeque};
 
@@ -17,6 +19,8 @@ const QUEUE_SLACK: usize = 1024;
 pub struct Versions {
     bytes_max: usize,
     bytes: usize,
+    /// Of every page sent, as far as there is room. Stale where a page was forgotten since.
+    lines: Sparse<LineHashes>,
     pages: HashMap<(BlockId, u64), Version>,
     /// Pages in the order in which they were entered, with the number of that: one that was forgotten and entered anew is
     /// further back as well.
@@ -39,8 +43,32 @@ impl Versions {
         }
     }
 
+    /// The page is sent; with `content`, again. Returns what was kept of its earlier version, which means something only if
+    /// there was one.
+    pub fn sent(&mut self, block: BlockId, page: u64, lines: Option<&LineHashes>, content: Option<&[u8]>) -> Before {
+        let changed = lines.and_then(|lines| self.replace_lines(block, page, *lines));
+        let kept = content.and_then(|content| self.replace(block, page, content));
+        match (kept, changed) {
+            (Some(content), _) => Before::Content(content),
+            (None, Some(changed)) => Before::Changed(changed),
+            (None, None) => Before::Unknown,
+        }
+    }
+
+    fn replace_lines(&mut self, block: BlockId, page: u64, lines: LineHashes) -> Option<u64> {
+        let before = self.lines.memory_bytes();
+        if !self.lines.holds(block, page) && self.bytes + Sparse::<LineHashes>::CHUNK_BYTES > self.bytes_max {
+            return None;
+        }
+        let entry = self.lines.entry(block, page);
+        let changed = lines.changed(entry);
+        *entry = lines;
+        self.bytes += self.lines.memory_bytes() - before;
+        Some(changed)
+    }
+
     /// The page is sent again, as `content`. Returns what it was sent as before, if that was kept.
-    pub fn replace(&mut self, block: BlockId, page: u64, content: &[u8]) -> Option<Box<[u8]>> {
+    fn replace(&mut self, block: BlockId, page: u64, content: &[u8]) -> Option<Box<[u8]>> {
         let key = (block, page);
         if let Some(version) = self.pages.get_mut(&key) {
             return Some(std::mem::replace(&mut version.content, content.into()));

@@ -51,6 +51,17 @@ pub struct Transfer {
     pub verify_memory: bool,
 }
 
+/// What a target that took a VM in can do for its transfer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// Whether the target can read back what its QEMU has loaded, so that references may reach any page.
+    pub reads_guest_memory: bool,
+    /// Content sources that pages may be referred to, by number: those of the source's offer that this host can read, and
+    /// behind them those whose tables it sent.
+    #[serde(default)]
+    pub contents: Vec<u16>,
+}
+
 /// What a side's memory held when the guest was stopped: a hash over every page that the stream carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryHash {
@@ -95,10 +106,7 @@ pub enum Message {
         offer: Value,
     },
     /// Target: yes. Memory is set aside and its QEMU waits for the stream.
-    Reserved {
-        /// Whether the target can read back what its QEMU has loaded, so that references may reach any page.
-        reads_guest_memory: bool,
-    },
+    Reserved(Reservation),
     /// Target: no; every reason at once.
     Refused {
         /// Each a sentence that says what to change.

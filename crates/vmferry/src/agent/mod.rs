@@ -35,6 +35,7 @@ use tokio::{
 
 use crate::{
     api::{self, types::HostView},
+    content::{self, KnownContent},
     host::{Probes, QemuFacts, capability},
     migrate::{self, peers::Peers},
 };
@@ -54,6 +55,8 @@ pub struct Agent {
     pub registry: Registry,
     /// What is durable about them.
     pub journal: Journal,
+    /// What this host knows of content outside its guests.
+    pub content: Arc<KnownContent>,
     /// What happens to them.
     pub events: EventBus,
     /// Their migrations away from here.
@@ -111,6 +114,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         listen: listener.local_addr()?,
         registry: Registry::default(),
         journal,
+        content: Arc::new(KnownContent::open(&config).context("cannot keep indexes")?),
         events: EventBus::new(),
         migrations: Migrations::default(),
         qemu,
@@ -123,6 +127,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         tokio::spawn(migrate::resume::resume(agent.clone(), open));
     }
     tokio::spawn(migrate::peers::serve(agent.clone(), listener));
+    tokio::spawn(content::keep(agent.clone()));
 
     // Whoever started the agent waits for this line.
     println!(

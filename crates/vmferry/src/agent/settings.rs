@@ -14,6 +14,13 @@ use crate::{api::types::PORT_DEFAULT, vm::ByteSize};
 /// Memory that an agent keeps free for its host where nothing else is said.
 const MEMORY_HEADROOM_DEFAULT: ByteSize = ByteSize(256 << 20);
 
+/// Bytes a second that are read for indexes, where nothing else is said: a fraction of what a disk of today reads.
+const INDEX_BANDWIDTH_DEFAULT: ByteSize = ByteSize(200 << 20);
+/// Room for indexes, where nothing else is said: those of 1 TiB of disks.
+const INDEX_SPACE_DEFAULT: ByteSize = ByteSize(2 << 30);
+/// Memory for indexes, where nothing else is said: those of 58 GiB of content, each block counted once.
+const INDEX_MEMORY_DEFAULT: ByteSize = ByteSize(128 << 20);
+
 /// Settings of an agent: each is a flag of `vmferry agent` and a key of its configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Args)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -39,6 +46,20 @@ pub struct Settings {
     /// Memory that guests taken in must leave free [default: 256MiB].
     #[arg(long, value_name = "SIZE")]
     pub memory_headroom: Option<ByteSize>,
+    /// An image whose content guests here are likely to have in memory, such as the one that their disks were made from; may
+    /// be given several times. Pages that stand in it are not sent to a host that has the same image, by whatever path.
+    #[arg(long = "image", value_name = "PATH")]
+    #[serde(rename = "images")]
+    pub images: Vec<PathBuf>,
+    /// Disks and images are read for their indexes by at most so much a second [default: 200MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub index_bandwidth: Option<ByteSize>,
+    /// Room for indexes in the state directory; one takes 1/512 of its disk [default: 2GiB].
+    #[arg(long, value_name = "SIZE")]
+    pub index_space: Option<ByteSize>,
+    /// Memory for indexes while a VM is moved away [default: 128MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub index_memory: Option<ByteSize>,
 }
 
 /// Settings with every default filled in, and paths absolute: QEMU changes its working directory.
@@ -58,6 +79,14 @@ pub struct Config {
     pub memory_limit: Option<ByteSize>,
     /// Memory that guests taken in must leave free.
     pub memory_headroom: ByteSize,
+    /// Images whose content guests are likely to have.
+    pub images: Vec<PathBuf>,
+    /// Bytes a second that are read for indexes.
+    pub index_bandwidth: ByteSize,
+    /// Room for indexes on disk.
+    pub index_space: ByteSize,
+    /// Memory for indexes while a VM is moved away.
+    pub index_memory: ByteSize,
 }
 
 /// The API's socket where none is named.
@@ -86,6 +115,14 @@ impl Settings {
             qemu: self.qemu.or(other.qemu),
             memory_limit: self.memory_limit.or(other.memory_limit),
             memory_headroom: self.memory_headroom.or(other.memory_headroom),
+            images: if self.images.is_empty() {
+                other.images
+            } else {
+                self.images
+            },
+            index_bandwidth: self.index_bandwidth.or(other.index_bandwidth),
+            index_space: self.index_space.or(other.index_space),
+            index_memory: self.index_memory.or(other.index_memory),
         }
     }
 
@@ -111,6 +148,14 @@ impl Settings {
             },
             memory_limit: self.memory_limit,
             memory_headroom: self.memory_headroom.unwrap_or(MEMORY_HEADROOM_DEFAULT),
+            images: self
+                .images
+                .into_iter()
+                .map(std::path::absolute)
+                .collect::<io::Result<_>>()?,
+            index_bandwidth: self.index_bandwidth.unwrap_or(INDEX_BANDWIDTH_DEFAULT),
+            index_space: self.index_space.unwrap_or(INDEX_SPACE_DEFAULT),
+            index_memory: self.index_memory.unwrap_or(INDEX_MEMORY_DEFAULT),
         })
     }
 }

@@ -13,7 +13,7 @@ use vmferry_core::{
 
 use crate::api::types::PORT_DEFAULT;
 
-pub use crate::api::report::{CpuSeconds, Outcome, Report, RoundReport, StageTime, Verification};
+pub use crate::api::report::{ContentReport, CpuSeconds, Outcome, Report, RoundReport, StageTime, Verification};
 
 /// The longest that a guest may stand still before a migration is rolled back, milliseconds.
 pub const BLACKOUT_MS_MAX: u64 = 30_000;
@@ -226,6 +226,9 @@ pub struct ByEncoding {
     pub same: Encoded,
     /// A reference to another page sent before.
     pub copy: Encoded,
+    /// What stands in known content that the target reads (disks, images, memory that it kept), and what it then asked for.
+    #[serde(default)]
+    pub content: Encoded,
     /// The difference to what the target held at that address.
     #[serde(default)]
     pub delta: Encoded,
@@ -237,11 +240,12 @@ pub struct ByEncoding {
 
 impl ByEncoding {
     /// Each encoding with its name, in the order reports use.
-    pub fn named(&self) -> [(&'static str, Encoded); 6] {
+    pub fn named(&self) -> [(&'static str, Encoded); 7] {
         [
             ("zero", self.zero),
             ("same", self.same),
             ("copy", self.copy),
+            ("content", self.content),
             ("delta", self.delta),
             ("lz", self.lz),
             ("raw", self.raw),
@@ -261,6 +265,7 @@ impl ByEncoding {
             zero: self.zero.plus(&other.zero),
             same: self.same.plus(&other.same),
             copy: self.copy.plus(&other.copy),
+            content: self.content.plus(&other.content),
             delta: self.delta.plus(&other.delta),
             lz: self.lz.plus(&other.lz),
             raw: self.raw.plus(&other.raw),

@@ -48,6 +48,7 @@ pub async fn serve(
 fn router() -> (Router<Arc<Agent>>, OpenApi) {
     let (router, mut document) = OpenApiRouter::new()
         .routes(routes!(routes::host))
+        .routes(routes!(routes::index))
         .routes(routes!(routes::list_vms, routes::run_vm))
         .routes(routes!(routes::get_vm, routes::stop_vm))
         .routes(routes!(routes::migrate_vm))
@@ -89,6 +90,7 @@ mod tests {
                 "delete /v1/vms/{name}",
                 "get /v1/events",
                 "get /v1/host",
+                "get /v1/index",
                 "get /v1/migrations",
                 "get /v1/migrations/{id}",
                 "get /v1/migrations/{id}/events",

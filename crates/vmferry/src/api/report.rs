@@ -83,6 +83,17 @@ pub struct CpuSeconds {
     pub target_qemu: f64,
 }
 
+/// A content source that pages were referred to: a disk, an image, memory that the target had kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContentReport {
+    /// Its path, URI or name.
+    pub source: String,
+    /// Pages referred to it.
+    pub pages: u64,
+    /// Of those, pages that the target did not find there and asked for.
+    pub pages_missed: u64,
+}
+
 /// What a finished migration did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Report {
@@ -119,6 +130,9 @@ pub struct Report {
     /// Why its QEMU had to load pages.
     #[serde(default)]
     pub not_placed: Option<String>,
+    /// Known content that pages were referred to.
+    #[serde(default)]
+    pub contents: Vec<ContentReport>,
     /// The comparison of both memories, where it was asked for.
     pub verification: Option<Verification>,
     /// Processor time.
@@ -158,6 +172,7 @@ impl Report {
             stream_bytes: 0,
             placed_bytes: 0,
             not_placed: None,
+            contents: Vec::new(),
             verification: None,
             cpu: CpuSeconds::default(),
             stream_followed: true,

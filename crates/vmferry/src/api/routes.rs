@@ -20,7 +20,7 @@ use super::{
     error::{ApiError, ErrorBody, ErrorCode},
     migration::{MigrateRequest, MigrationView},
     ndjson,
-    types::{Event, HostView, StopQuery, VmView},
+    types::{Event, HostView, IndexQuery, IndexView, StopQuery, VmView},
 };
 use crate::{
     agent::{Agent, AgentError},
@@ -46,6 +46,20 @@ pub(super) async fn host(State(agent): State<Arc<Agent>>) -> Answer<HostView> {
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = [VmView])))]
 pub(super) async fn list_vms(State(agent): State<Arc<Agent>>) -> Json<Vec<VmView>> {
     Json(agent.registry.views())
+}
+
+/// What is indexed, so that pages that stand in it need not be sent.
+#[utoipa::path(get, path = "/v1/index", params(IndexQuery), responses((status = 200, body = [IndexView])))]
+pub(super) async fn index(
+    State(agent): State<Arc<Agent>>,
+    query: Result<Query<IndexQuery>, QueryRejection>,
+) -> Answer<Vec<IndexView>> {
+    let Query(IndexQuery { wait }) = query?;
+    if wait {
+        agent.content.look(&agent).await;
+        agent.content.settled().await;
+    }
+    Ok(Json(agent.content.views()))
 }
 
 /// Start a VM.

@@ -30,6 +30,59 @@ pub struct HostView {
     pub vms: usize,
 }
 
+/// How far the index of a content source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexState {
+    /// Others are being read.
+    Waiting,
+    /// It is being read.
+    Indexing,
+    /// Pages that stand in it are found.
+    Ready,
+    /// It can't be indexed; it is tried again later.
+    Failed,
+}
+
+impl std::fmt::Display for IndexState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            IndexState::Waiting => "waiting",
+            IndexState::Indexing => "indexing",
+            IndexState::Ready => "ready",
+            IndexState::Failed => "failed",
+        })
+    }
+}
+
+/// A content source of this host: something that its VMs read, or an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct IndexView {
+    /// Its path or URI.
+    pub source: String,
+    /// Whether the operator named it.
+    pub is_image: bool,
+    /// How far its index is.
+    pub state: IndexState,
+    /// Its length, bytes, as far as known.
+    pub bytes: u64,
+    /// Of those, read so far while it is being indexed.
+    pub bytes_done: u64,
+    /// Since its index was found up to date, seconds; absent while there is none.
+    pub age_s: Option<u64>,
+    /// Why it failed.
+    pub reason: Option<String>,
+}
+
+/// What `GET /v1/index` is asked.
+#[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct IndexQuery {
+    /// Answer when nothing is left to be indexed.
+    #[serde(default)]
+    pub wait: bool,
+}
+
 /// What a VM is doing, as its QEMU last said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     api::{
         migration::MigrationView,
-        types::{Event, EventKind, VmView},
+        types::{Event, EventKind, IndexState, IndexView, VmView},
     },
     cli::{
         client::{Client, segment},
@@ -33,6 +33,16 @@ pub async fn ps(client: &Client, json: bool) -> Result<Exit, Failure> {
     match json {
         true => vms.iter().try_for_each(print_json)?,
         false => print_text(&list(&vms))?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// `vmferry index`.
+pub async fn index(client: &Client, json: bool, wait: bool) -> Result<Exit, Failure> {
+    let sources: Vec<IndexView> = client.get(&format!("/v1/index?wait={wait}")).await?;
+    match json {
+        true => sources.iter().try_for_each(print_json)?,
+        false => print_text(&indexes(&sources))?,
     }
     Ok(Exit::Ok)
 }
@@ -81,6 +91,24 @@ fn list(vms: &[VmView]) -> String {
             pid(vm),
             vm.epoch.to_string(),
             vm.machine.clone(),
+            note,
+        ]);
+    }
+    table.to_string()
+}
+
+fn indexes(sources: &[IndexView]) -> String {
+    let mut table = Table::new(["index", "size", "source", ""]).left(1);
+    for source in sources {
+        let note = match (source.state, &source.reason) {
+            (_, Some(reason)) => reason.clone(),
+            (IndexState::Indexing, None) => format!("{} so far", bytes(source.bytes_done)),
+            _ => String::new(),
+        };
+        table.row([
+            source.state.to_string(),
+            bytes(source.bytes),
+            source.source.clone(),
             note,
         ]);
     }

@@ -59,6 +59,12 @@ pub enum Command {
     },
     /// List this host's VMs.
     Ps,
+    /// List what is indexed of disks and images: pages that stand there need not be sent.
+    Index {
+        /// Return when nothing is left to be indexed.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Move a running VM to another host.
     Migrate(migrate::MigrateArgs),
     /// Cancel the migration that moves a VM away; the guest runs on here.
@@ -122,6 +128,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Run { definition } => commands::run(&client(socket), json, &definition).await,
         Command::Ps => commands::ps(&client(socket), json).await,
+        Command::Index { wait } => commands::index(&client(socket), json, wait).await,
         Command::Migrate(args) => migrate::migrate(&client(socket), json, args).await,
         Command::Cancel { vm } => commands::cancel(&client(socket), json, &vm).await,
         Command::Events => commands::events(&client(socket), json).await,
@@ -157,6 +164,8 @@ mod tests {
         for line in [
             "vmferry agent --listen 127.0.0.1:0 --state-dir /d --name a --qemu /usr/bin/q --memory-limit 8GiB --memory-headroom 1GiB",
             "vmferry agent --config /etc/vmferry.toml",
+            "vmferry agent --image /a.img --image b.qcow2 --index-bandwidth 10MiB --index-space 1GiB --index-memory 64MiB",
+            "vmferry index --wait",
             "vmferry run web.toml",
             "vmferry cancel web",
             "vmferry events",

@@ -79,6 +79,14 @@ fn facts(report: &Report) -> String {
         .as_ref()
         .map(|why| format!("pages went through the target's QEMU: {why}"));
     facts.extend(placed.into_iter().chain(not_placed).map(|fact| ("placed", fact)));
+    for content in &report.contents {
+        let missed = match content.pages_missed {
+            0 => String::new(),
+            missed => format!(", {} of them no longer", count(missed)),
+        };
+        let pages = count(content.pages);
+        facts.push(("content", format!("{pages} pages stand in {}{missed}", content.source)));
+    }
     if let Some(verification) = report.verification {
         let verdict = if verification.equal {
             "equal byte for byte"
@@ -187,7 +195,7 @@ mod tests {
     use vmferry_core::wire::hello::MigrationId;
 
     use super::*;
-    use crate::api::migration::{CpuSeconds, Stage, StageTime, Verification};
+    use crate::api::migration::{ContentReport, CpuSeconds, Stage, StageTime, Verification};
 
     fn completed() -> Report {
         let by_encoding = |zero, lz, bytes| ByEncoding {
@@ -233,6 +241,11 @@ mod tests {
             stream_bytes: 257_000_000,
             placed_bytes: 256_000_000,
             not_placed: None,
+            contents: vec![ContentReport {
+                source: "/srv/web.qcow2".to_owned(),
+                pages: 30_000,
+                pages_missed: 12,
+            }],
             verification: Some(Verification {
                 bytes_compared: 1 << 30,
                 equal: true,
@@ -259,6 +272,7 @@ web moved from host-a to host-b:7464 in 6.41 s
 blackout    112 ms at the source, 101 ms at the target
 wire        45.0 MB for 257 MB of QEMU's stream, 5.7 to 1
 placed      256 MB of pages straight into the target guest's memory
+content     30,000 pages stand in /srv/web.qcow2, 12 of them no longer
 memory      equal byte for byte, 1.07 GB compared
 stream      followed to its end
 digest      00ff
@@ -268,10 +282,10 @@ stage             time
 reserve         312 ms
 stop-and-copy    98 ms
 
-round     time     pages      zero   same   copy   delta                 lz   raw      wire
-1       5.10 s   262,144   200,000      -      -       -   62,144 (44.1 MB)     -   44.1 MB
-2        98 ms     1,200         -      -      -       -     1,200 (900 kB)     -    900 kB
-all     5.20 s   263,344   200,000      -      -       -   63,344 (45.0 MB)     -   45.0 MB
+round     time     pages      zero   same   copy   content   delta                 lz   raw      wire
+1       5.10 s   262,144   200,000      -      -         -       -   62,144 (44.1 MB)     -   44.1 MB
+2        98 ms     1,200         -      -      -         -       -     1,200 (900 kB)     -    900 kB
+all     5.20 s   263,344   200,000      -      -         -       -   63,344 (45.0 MB)     -   45.0 MB
 
 CPU seconds   agent   QEMU
 source         1.50   2.00
@@ -329,6 +343,7 @@ target         0.75   1.00
             stream_bytes: 0,
             placed_bytes: 0,
             not_placed: None,
+            contents: Vec::new(),
             verification: None,
             cpu: CpuSeconds::default(),
             digest: None,

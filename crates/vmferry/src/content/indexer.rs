@@ -52,7 +52,12 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
 impl KnownContent {
     /// Finds out what is to be indexed now, and what need not be any more.
     pub(crate) async fn look(&self, agent: &Agent) {
-        let running: Vec<_> = agent.registry.lock().values().filter_map(|vm| vm.running.clone()).collect();
+        let running: Vec<_> = agent
+            .registry
+            .lock()
+            .values()
+            .filter_map(|vm| vm.running.clone())
+            .collect();
         let mut wanted: BTreeSet<String> = self.images.clone();
         for vm in running {
             wanted.extend(storage::of(&vm).await);
@@ -93,7 +98,9 @@ impl KnownContent {
             let _ = tell.send(content.update(&source));
         });
         let updated = match started {
-            Ok(_) => told.await.unwrap_or_else(|_| Err("it panicked, see the agent's log".to_owned())),
+            Ok(_) => told
+                .await
+                .unwrap_or_else(|_| Err("it panicked, see the agent's log".to_owned())),
             Err(error) => Err(error.to_string()),
         };
         match updated {

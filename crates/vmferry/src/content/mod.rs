@@ -115,10 +115,14 @@ impl KnownContent {
             let name = ContentName::Storage { source: source.clone() };
             (name, source.clone())
         });
-        let images = self.images.iter().filter(|image| !storage.contains(image)).filter_map(|source| {
-            let digest = usable(source)?.digest?;
-            Some((ContentName::image(&digest), source.clone()))
-        });
+        let images = self
+            .images
+            .iter()
+            .filter(|image| !storage.contains(*image))
+            .filter_map(|source| {
+                let digest = usable(source)?.digest?;
+                Some((ContentName::image(&digest), source.clone()))
+            });
         let all: Vec<(ContentName, String)> = disks.chain(images).collect();
         let blocks_max = self.table_blocks_max / all.len().max(1);
         let known = |(name, source)| Known {
@@ -198,4 +202,3 @@ impl KnownContent {
             .await;
     }
 }
-

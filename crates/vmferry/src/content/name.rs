@@ -50,6 +50,14 @@ mod tests {
     fn a_kind_of_a_later_version_is_read_and_means_nothing() {
         let names: Vec<ContentName> =
             serde_json::from_str(r#"[{"kind":"storage","source":"/d"},{"kind":"tape","reel":1}]"#).unwrap();
-        assert_eq!(names, [ContentName::Storage { source: "/d".to_owned() }, ContentName::Unknown]);
+        assert_eq!(
+            names,
+            [
+                ContentName::Storage {
+                    source: "/d".to_owned()
+                },
+                ContentName::Unknown
+            ]
+        );
     }
 }

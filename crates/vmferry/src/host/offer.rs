@@ -13,7 +13,10 @@ use super::{
     capability::{self, QemuVersion},
     disk::{self, DiskFacts},
 };
-use crate::vm::{RunningVm, VmDefinition};
+use crate::{
+    content::name::ContentName,
+    vm::{RunningVm, VmDefinition},
+};
 
 /// A VM, and what the target must match.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +31,9 @@ pub struct Offer {
     pub disks: Vec<DiskFacts>,
     /// Its kernel and initial RAM disk, if it boots from them.
     pub boot_files: Vec<BootFile>,
+    /// Content that the source has indexes of; pages may be referred to those that the target can read.
+    #[serde(default)]
+    pub contents: Vec<ContentName>,
 }
 
 /// A file that QEMU reads when the guest boots.
@@ -94,6 +100,7 @@ pub async fn describe(vm: &RunningVm) -> Result<Offer, DescribeError> {
             qemu,
             cpu_features,
             definition,
+            contents: Vec::new(),
         })
     })
     .await

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::{io, net::SocketAddr, thread};
 
 use tokio::sync::mpsc as inbox;
-use vmferry_core::limits::{HEARTBEAT, PEER_SILENCE};
+use vmferry_core::limits::{CONTENT_TABLE_FRAME_BYTES_MAX, HEARTBEAT, PEER_SILENCE};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::Message;
 use vmferry_dataplane::connection::{Receiver, Sender};
@@ -19,6 +19,8 @@ pub(super) enum Heard {
     Message(Message),
     /// Bytes for the source's QEMU.
     ReturnPath(Vec<u8>),
+    /// A part of a content source's table.
+    ContentTable(u16, Vec<u8>),
     /// Nothing more: the lane is gone.
     Lost(String),
 }
@@ -26,6 +28,7 @@ pub(super) enum Heard {
 enum Say {
     Message(Message),
     ReturnPath(Vec<u8>),
+    ContentTable(Vec<u8>),
 }
 
 /// A control lane. Dropping it says what was still to be said, then closes it.
@@ -50,6 +53,14 @@ impl Mouth {
     /// Passes bytes of the return path on.
     pub(super) fn return_path(&self, bytes: Vec<u8>) {
         let _ = self.0.send(Say::ReturnPath(bytes));
+    }
+
+    /// Sends the table of a content source, packed, in as many frames as it takes.
+    pub(super) fn content_table(&self, number: u16, packed: &[u8]) {
+        for part in packed.chunks(CONTENT_TABLE_FRAME_BYTES_MAX - size_of::<u16>()) {
+            let payload = [&number.to_be_bytes(), part].concat();
+            let _ = self.0.send(Say::ContentTable(payload));
+        }
     }
 }
 
@@ -97,6 +108,10 @@ fn listen(mut receiver: Receiver, to_driver: &inbox::Sender<Heard>) {
                 Err(error) => Heard::Lost(format!("it sent a message that can't be read: {error}")),
             },
             Ok((Kind::ReturnPath, payload)) => Heard::ReturnPath(payload.to_vec()),
+            Ok((Kind::ContentTable, payload)) => match payload.split_first_chunk() {
+                Some((number, part)) => Heard::ContentTable(u16::from_be_bytes(*number), part.to_vec()),
+                None => Heard::Lost("it sent a content table that can't be read".to_owned()),
+            },
             Ok((kind, _)) => Heard::Lost(format!("it sent a {kind:?} frame on the control lane")),
             Err(error) => Heard::Lost(error.to_string()),
         };
@@ -121,6 +136,7 @@ fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>) -> Result<(), String> 
         };
         let sent = match say {
             Say::ReturnPath(bytes) => sender.send(Kind::ReturnPath, &bytes),
+            Say::ContentTable(part) => sender.send(Kind::ContentTable, &part),
             Say::Message(message) => {
                 let payload = serde_json::to_vec(&message).map_err(|error| error.to_string())?;
                 sender.send(Kind::Message, &payload)

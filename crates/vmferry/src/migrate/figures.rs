@@ -10,7 +10,9 @@ use vmferry_core::page::{EncodingStats, stats::Tally};
 use vmferry_dataplane::source::Counters;
 use vmferry_qmp::RamInfo;
 
-use crate::api::migration::{ByEncoding, CpuSeconds, Encoded, Progress, Report, RoundReport, StageTime, Verification};
+use crate::api::migration::{
+    ByEncoding, ContentReport, CpuSeconds, Encoded, Progress, Report, RoundReport, StageTime, Verification,
+};
 
 /// What the target tells of its side.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -66,6 +68,8 @@ pub(super) struct Account {
     pub(super) stream_lost: Option<String>,
     /// The digest that both sides agreed on.
     pub(super) digest: Option<String>,
+    /// The content sources that pages could be referred to, by number.
+    pub(super) contents: Vec<String>,
     /// What the target told.
     pub(super) target: TargetFigures,
 }
@@ -88,6 +92,7 @@ impl Account {
             verification: None,
             stream_lost: None,
             digest: None,
+            contents: Vec::new(),
             target: TargetFigures::default(),
         }
     }
@@ -162,6 +167,7 @@ impl Account {
             stream_bytes: counters.stream_bytes,
             placed_bytes: self.target.placed_bytes,
             not_placed: self.target.not_placed,
+            contents: contents(self.contents, counters),
             verification: self.verification,
             cpu: CpuSeconds {
                 source_agent: cpu_of("self").saturating_sub(agent_start).as_secs_f64(),
@@ -275,6 +281,20 @@ fn rounds(counters: &Counters, began: &[(u32, Instant)], end: Instant) -> Vec<Ro
     rounds
 }
 
+/// The content sources that pages were referred to.
+fn contents(names: Vec<String>, counters: &Counters) -> Vec<ContentReport> {
+    let used = names
+        .into_iter()
+        .zip(&counters.content)
+        .filter(|(_, (pages, _))| *pages > 0);
+    let report = |(source, (pages, missed)): (String, &(u64, u64))| ContentReport {
+        source,
+        pages: *pages,
+        pages_missed: *missed,
+    };
+    used.map(report).collect()
+}
+
 /// All rounds together.
 fn total(counters: &Counters) -> EncodingStats {
     let mut total = EncodingStats::default();
@@ -294,6 +314,7 @@ fn by_encoding(stats: &EncodingStats) -> ByEncoding {
         zero: encoded(stats.zero),
         same: encoded(stats.same),
         copy: encoded(stats.copy),
+        content: encoded(stats.content),
         delta: encoded(stats.delta),
         lz: encoded(stats.lz),
         raw: encoded(stats.raw),

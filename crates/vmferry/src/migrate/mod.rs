@@ -7,12 +7,14 @@
 //! | [`target`] | taking a VM in |
 //! | [`peers`] | the port on which agents reach one another |
 //! | [`resume`] | what a restarted agent owes |
+//! | `contents` | the known content that pages are referred to |
 //! | `control` | the control lane, between its threads and the drivers |
 //! | `dial` | reaching a peer's agent |
 //! | `monitor` | what a migration asks of QEMU |
 //! | `offer` | offering a VM, admitting one |
 //! | `figures` | measuring: processor time, stages, rounds; the report |
 
+mod contents;
 mod control;
 mod dial;
 mod figures;

@@ -5,17 +5,21 @@ use vmferry_core::wire::message::Handover;
 use vmferry_dataplane::guest_memory::GuestMemory;
 
 use crate::agent::Agent;
+use crate::content::{Known, name::ContentName};
 pub(super) use crate::host::Offer;
 use crate::host::check::{MemoryPolicy, Occupancy, check, reservation_for};
 use crate::host::{Refusal, describe, examine};
 use crate::vm::{Role, RunningVm, VmDefinition, launch};
 
-/// Describes a VM that runs here, for a target to check.
-pub(super) async fn make(vm: &RunningVm) -> Result<Value, String> {
-    let offer = describe(vm)
+/// Describes a VM that runs here, for a target to check; and the content that its pages may be referred to.
+pub(super) async fn make(agent: &Agent, vm: &RunningVm) -> Result<(Value, Vec<Known>), String> {
+    let mut offer = describe(vm)
         .await
         .map_err(|error| format!("the VM can't be offered: {error}"))?;
-    serde_json::to_value(offer).map_err(|error| error.to_string())
+    let contents = agent.content.of(vm).await;
+    offer.contents = contents.iter().map(|known| known.name.clone()).collect();
+    let offer = serde_json::to_value(offer).map_err(|error| error.to_string())?;
+    Ok((offer, contents))
 }
 
 /// A VM that was checked and has its memory and its name set aside, until it is given back.
@@ -23,6 +27,8 @@ pub(super) async fn make(vm: &RunningVm) -> Result<Value, String> {
 pub(super) struct Admission {
     /// What it is.
     pub(super) definition: VmDefinition,
+    /// What the source may refer its pages to.
+    pub(super) contents: Vec<ContentName>,
     /// Its guest's memory, once its QEMU is there, if it may be read.
     pub(super) memory: Option<GuestMemory>,
 }
@@ -56,6 +62,7 @@ pub(super) async fn admit(agent: &Agent, handover: &Handover, offer: Offer) -> R
     reservations.hold(&definition.name, reservation_for(&definition));
     Ok(Admission {
         definition,
+        contents: offer.contents,
         memory: None,
     })
 }

@@ -16,11 +16,12 @@ use vmferry_core::limits::LANES_MAX;
 use vmferry_core::page::{FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
 use vmferry_core::wire::hello::Lane;
-use vmferry_core::wire::message::{Handover, Image, Message, Transfer, Verdict};
+use vmferry_core::wire::message::{Handover, Image, Message, Reservation, Transfer, Verdict};
 use vmferry_dataplane::source::{self as lanes, Counters};
 use vmferry_dataplane::{connection, source};
 use vmferry_qmp::{EventKind, Events, MigrationStatus};
 
+use super::contents::Contents;
 use super::control::{Control, Heard};
 use super::dial::{dial, hello, reach};
 use super::figures::{Account, ms};
@@ -68,13 +69,14 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
         if transfer.verify_memory && monitor::guest_memory(&running).await.is_none() {
             return Err(monitor::UNVERIFIABLE.to_owned());
         }
-        let offer = super::offer::make(&running).await?;
+        let (offer, contents) = super::offer::make(&agent, &running).await?;
         let (control, round_trip) = dial(&agent, &to).await?;
         Ok::<_, String>((
             Session {
                 transfer,
                 control,
                 round_trip,
+                contents: Contents::offered(contents),
             },
             offer,
         ))
@@ -125,6 +127,7 @@ struct Session {
     transfer: Transfer,
     control: Control,
     round_trip: Duration,
+    contents: Contents,
 }
 
 /// The state of one attempt, outside of what the state machine knows.
@@ -258,6 +261,10 @@ impl Driver {
                     .err()
                     .map(|error| SourceEvent::TransferFailed(format!("QEMU's return path: {error}")))
             }
+            Some(Heard::ContentTable(number, part)) => {
+                let taken = self.session.contents.take(number, &part);
+                taken.err().map(SourceEvent::PeerLost)
+            }
             Some(Heard::Lost(why)) => Some(SourceEvent::PeerLost(why)),
             None => {
                 self.control_lost = true;
@@ -377,8 +384,8 @@ impl Driver {
                 self.session.control.mouth().say(message);
                 None
             }
-            SourceEffect::OpenStream { reads_guest_memory } => self
-                .open_stream(reads_guest_memory)
+            SourceEffect::OpenStream(reservation) => self
+                .open_stream(reservation)
                 .await
                 .err()
                 .map(SourceEvent::TransferFailed),
@@ -427,7 +434,11 @@ impl Driver {
         }
     }
 
-    async fn open_stream(&mut self, reads_guest_memory: bool) -> Result<(), String> {
+    async fn open_stream(&mut self, reservation: Reservation) -> Result<(), String> {
+        let (contents, readable) = (std::mem::take(&mut self.session.contents), reservation.contents);
+        let catalog = tokio::task::spawn_blocking(move || contents.catalog(&readable)).await;
+        let (catalog, names) = catalog.map_err(|panic| panic.to_string())?;
+        self.account.contents = names;
         let mut lanes = Vec::new();
         for index in 0..self.session.transfer.lanes {
             let hello = hello(
@@ -455,7 +466,8 @@ impl Driver {
         let settings = lanes::Settings {
             codec: self.session.transfer.codec,
             key: FingerprintKey::new(self.session.transfer.fingerprint_key),
-            reach: if reads_guest_memory {
+            catalog: Arc::new(catalog),
+            reach: if reservation.reads_guest_memory {
                 Reach::All
             } else {
                 Reach::Batches(RING_BATCHES)

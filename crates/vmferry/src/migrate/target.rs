@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver as Inbox, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use vmferry_content::Blocks;
 use vmferry_core::handover::{Target, TargetEffect, TargetEvent};
 use vmferry_core::limits::LANES_MAX;
+use vmferry_core::page::catalog::CONTENT_SOURCES_MAX;
 use vmferry_core::page::{FingerprintKey, StreamDigest};
-use vmferry_core::wire::message::{Handover, Image, Message, Transfer};
+use vmferry_core::wire::message::{Handover, Image, Message, Reservation, Transfer};
 use vmferry_dataplane::target::{self as lanes, Event as StreamEvent};
 
 use super::control::{Control, Heard, Mouth};
@@ -82,6 +84,8 @@ struct Driver {
     stream_events: (UnboundedSender<StreamEvent>, UnboundedReceiver<StreamEvent>),
     incoming: Option<Incoming>,
     admission: Option<Admission>,
+    /// Content that the source may refer pages to, by number.
+    contents: Vec<Option<Arc<dyn Blocks>>>,
     vm: Option<Arc<RunningVm>>,
     stream: Option<Arc<lanes::Target>>,
     began: Instant,
@@ -104,6 +108,7 @@ impl Driver {
             stream_events: unbounded_channel(),
             incoming: None,
             admission: None,
+            contents: Vec::new(),
             vm: None,
             stream: None,
             began: Instant::now(),
@@ -163,7 +168,7 @@ impl Driver {
                 None
             }
             Some(Heard::Message(message)) => Some(TargetEvent::Peer(message)),
-            Some(Heard::ReturnPath(_)) => None,
+            Some(Heard::ReturnPath(_) | Heard::ContentTable(..)) => None,
             Some(Heard::Lost(why)) => {
                 self.control = None;
                 Some(TargetEvent::PeerLost(format!("lost the source's agent: {why}")))
@@ -235,6 +240,7 @@ impl Driver {
             codec: incoming.transfer.codec,
             key: FingerprintKey::new(incoming.transfer.fingerprint_key),
             qemu: vm.folder.migration(),
+            content: reader(std::mem::take(&mut self.contents)),
         };
         let to_driver = self.stream_events.0.clone();
         // The driver's receiver lives as long as the stream.
@@ -302,7 +308,7 @@ impl Driver {
     }
 
     /// Checks the offer, sets its memory and name aside, starts its QEMU and has it wait. Every reason against it at once.
-    async fn reserve(&mut self, offer: serde_json::Value) -> Result<bool, Vec<String>> {
+    async fn reserve(&mut self, offer: serde_json::Value) -> Result<Reservation, Vec<String>> {
         let (lanes, verify) = self.incoming.as_ref().map_or((0, false), |incoming| {
             (usize::from(incoming.wanted), incoming.transfer.verify_memory)
         });
@@ -338,10 +344,21 @@ impl Driver {
         };
         match started.await {
             Ok(vm) => {
+                let names = admission
+                    .contents
+                    .get(..CONTENT_SOURCES_MAX)
+                    .unwrap_or(&admission.contents);
+                self.contents = self.agent.content.open_for(&vm, names).await;
                 self.hold(Arc::new(vm));
-                let reads_guest_memory = admission.memory.is_some();
+                let numbered = (0..).zip(&self.contents);
+                let reservation = Reservation {
+                    reads_guest_memory: admission.memory.is_some(),
+                    contents: numbered
+                        .filter_map(|(number, content)| content.as_ref().map(|_| number))
+                        .collect(),
+                };
                 self.admission = Some(admission);
-                Ok(reads_guest_memory)
+                Ok(reservation)
             }
             Err(reason) => {
                 super::offer::give_back(&self.agent, &self.handover, &reason);
@@ -412,6 +429,20 @@ impl Driver {
         }
         super::offer::give_back(&self.agent, &self.handover, reason);
     }
+}
+
+/// Reads content by its number.
+fn reader(contents: Vec<Option<Arc<dyn Blocks>>>) -> Arc<lanes::ReadContent> {
+    Arc::new(move |number, first, into| {
+        let content = contents.get(usize::from(number)).and_then(Option::as_ref);
+        content.is_some_and(|content| match content.read(first, into) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(?content, first, %error, "known content can't be read");
+                false
+            }
+        })
+    })
 }
 
 async fn hear(control: &mut Option<Control>) -> Option<Heard> {

@@ -1,7 +1,7 @@
 //! What the target does with a lane's frames until a batch is whole: decode it, find the known content that it refers to,
 //! and ask for what is not there.
 
-use crate::target::ReadContent;
+use super::ReadContent;
 use std::collections::HashMap;
 use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX};
 use vmferry_core::page::content::BLOCK_BYTES;
