@@ -9,7 +9,8 @@ use vmferry_e2e::baseline;
 use vmferry_e2e::net::{Host, Lab};
 use vmferry_e2e::qemu::{Qemu, Spec};
 
-use super::plan::{DOWNTIME_MAX, Means};
+use super::mode::Means;
+use super::plan::DOWNTIME_MAX;
 
 const VM: &str = "bench";
 /// The exit code of `vmferry migrate` when the guest did not converge.
@@ -41,7 +42,7 @@ pub(crate) enum Mover<'lab> {
 }
 
 impl<'lab> Mover<'lab> {
-    /// Starts both agents and boots the guest on host A.
+    /// Starts both agents of the program `binary` and boots the guest on host A.
     pub(crate) fn vmferry(lab: &'lab Lab, binary: &Path, spec: &Spec) -> Result<Self> {
         let agents = vec![Agent::start(lab, Host::A, binary)?, Agent::start(lab, Host::B, binary)?];
         let file = spec.write_definition(lab.folder(), VM)?;
@@ -57,6 +58,47 @@ impl<'lab> Mover<'lab> {
             spec: Box::new(spec.clone()),
             source,
         })
+    }
+
+    /// What stands before a move from `from` to `to` and is not counted. With `forget`, the target knows nothing of the
+    /// guest: not what it held when the guest was there before, which is a case of its own. Agents that look through disks
+    /// in the background have done so.
+    pub(crate) fn prepare(&mut self, to: Host, forget: bool) -> Result<()> {
+        let Self::Vmferry(agents) = self else { return Ok(()) };
+        for agent in agents.iter_mut().filter(|agent| forget && agent.host() == to) {
+            agent.renew()?;
+        }
+        for agent in agents {
+            if help(agent, &[])?
+                .lines()
+                .any(|line| line.split_whitespace().next() == Some("index"))
+            {
+                agent
+                    .cli(["index", "--wait"])?
+                    .success()
+                    .context("waiting for the index")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes of the agents on `from` and `to`, where it is agents who move the guest.
+    pub(crate) fn agents(&self, from: Host, to: Host) -> Option<(u32, u32)> {
+        let Self::Vmferry(agents) = self else { return None };
+        let on = |host| agents.iter().find(|agent| agent.host() == host)?.pid();
+        Some((on(from)?, on(to)?))
+    }
+
+    /// Whether this vmferry, or QEMU, can do it so.
+    pub(crate) fn can(&self, means: Means) -> Result<bool> {
+        match (self, means) {
+            (Self::Vmferry(agents), Means::Vmferry { codec: Some(codec) }) => {
+                let agent = agents.first().context("no agent")?;
+                let help = help(agent, &["migrate"])?;
+                Ok(help.split(|c: char| !c.is_alphanumeric()).any(|word| word == codec))
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Moves the guest, which runs on `from`, to `to`.
@@ -91,19 +133,32 @@ impl<'lab> Mover<'lab> {
     }
 }
 
-fn vmferry(agent: &Agent<'_>, to: Host, codec: &str, time_max: Duration) -> Result<Moved> {
-    let answer = agent.cli([
+/// What `vmferry help` says, of all or of one command.
+fn help(agent: &Agent<'_>, command: &[&str]) -> Result<String> {
+    let output = agent.command([&["help"], command].concat()).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn vmferry(agent: &Agent<'_>, to: Host, codec: Option<&str>, time_max: Duration) -> Result<Moved> {
+    let target = format!("{}:{PORT}", to.address());
+    let (downtime, timeout) = (
+        format!("{}ms", DOWNTIME_MAX.as_millis()),
+        format!("{}s", time_max.as_secs()),
+    );
+    let mut arguments = vec![
         "migrate",
         VM,
         "--to",
-        &format!("{}:{PORT}", to.address()),
-        "--codec",
-        codec,
+        &target,
         "--max-downtime",
-        &format!("{}ms", DOWNTIME_MAX.as_millis()),
+        &downtime,
         "--timeout",
-        &format!("{}s", time_max.as_secs()),
-    ])?;
+        &timeout,
+    ];
+    if let Some(codec) = codec {
+        arguments.extend(["--codec", codec]);
+    }
+    let answer = agent.cli(arguments)?;
     let report = answer.values.last().cloned().unwrap_or_default();
     ensure!(
         matches!(answer.code, Some(0 | NOT_CONVERGED)),
