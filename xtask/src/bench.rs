@@ -98,54 +98,72 @@ fn render(results: &Results, folder: &Path) -> Result<()> {
 /// All that is asked for of one workload: its cases, then its search.
 fn measure(args: &BenchArgs, workload: Workload, binary: &Path, results: &mut Results) -> Result<()> {
     let labs = (Lab::new()?, Lab::new()?);
-    let mut of_vmferry = World::of_vmferry(&labs.0, workload, binary).context("the guest that vmferry moves")?;
-    let mut of_qemu = World::of_qemu(&labs.1, workload).context("the guest that QEMU moves")?;
-    let bytes_per_s = of_qemu.background_bytes_per_s()?;
+    let mut guests = Pair::boot(&labs, workload, binary)?;
+    let bytes_per_s = guests.of_qemu.background_bytes_per_s()?;
     results.background.push(Background { workload, bytes_per_s });
     // Not counted: agents look at their QEMU once, programs are read from disk, and on a virtual machine memory that was not
     // used for a while has to be had back from its host, for which the first to need it would pay. Where a run begins with a
     // move that is not counted, that is it.
     if workload != Workload::Return {
-        for (world, mode) in [(&mut of_vmferry, Mode::Vmferry), (&mut of_qemu, Mode::MultifdZstd)] {
+        for mode in [Mode::Vmferry, Mode::MultifdZstd] {
             for _ in 0..2 {
-                world.measure(mode, Link::FAST).context("warming up")?;
+                guests.of(mode).measure(mode, Link::FAST).context("warming up")?;
             }
         }
     }
-    let mut world = |mode: Mode, work: &mut dyn FnMut(&mut World) -> Result<()>| {
-        work(if mode.is_of_qemu() {
-            &mut of_qemu
-        } else {
-            &mut of_vmferry
-        })
-    };
     for Selected { link, modes } in args.cases(workload) {
+        let mut able = Vec::new();
+        for mode in modes {
+            if guests.of(mode).can(mode)? {
+                able.push(mode);
+            } else {
+                println!("{}: left out, this vmferry has no such codec", mode.name());
+            }
+        }
         for _ in 0..args.runs() {
-            for &mode in &modes {
-                if is_known(results, workload, link, mode) {
-                    continue;
-                }
-                world(mode, &mut |world| {
-                    if !world.can(mode)? {
-                        println!("{}: left out, this vmferry has no such codec", mode.name());
-                        return Ok(());
-                    }
-                    let run = world.measure(mode, link)?;
+            for &mode in &able {
+                if !is_known(results, workload, link, mode) {
+                    let run = guests.of(mode).measure(mode, link)?;
                     println!("{run}");
                     results.runs.push(run);
-                    Ok(())
-                })?;
+                }
             }
         }
     }
     for (mode, between) in args.searches(workload) {
-        world(mode, &mut |world| {
-            results.rates.push(Search::run(world, workload, mode, between)?);
-            Ok(())
-        })?;
+        let world = guests.of(mode);
+        results.rates.push(Search::run(world, workload, mode, between)?);
     }
-    of_vmferry.check().context("the guest that vmferry moved")?;
-    of_qemu.check().context("the guest that QEMU moved")
+    guests.check()
+}
+
+/// Two guests alike.
+struct Pair<'lab> {
+    of_vmferry: World<'lab>,
+    of_qemu: World<'lab>,
+}
+
+impl<'lab> Pair<'lab> {
+    fn boot(labs: &'lab (Lab, Lab), workload: Workload, binary: &Path) -> Result<Self> {
+        Ok(Self {
+            of_vmferry: World::of_vmferry(&labs.0, workload, binary).context("the guest that vmferry moves")?,
+            of_qemu: World::of_qemu(&labs.1, workload).context("the guest that QEMU moves")?,
+        })
+    }
+
+    /// The one that `mode` moves.
+    fn of(&mut self, mode: Mode) -> &mut World<'lab> {
+        if mode.is_of_qemu() {
+            &mut self.of_qemu
+        } else {
+            &mut self.of_vmferry
+        }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.of_vmferry.check().context("the guest that vmferry moved")?;
+        self.of_qemu.check().context("the guest that QEMU moved")
+    }
 }
 
 /// Whether more runs of `mode` would tell nothing: it does not converge, or is a mode of QEMU that can't be its best.

@@ -60,9 +60,9 @@ impl<'lab> Mover<'lab> {
         })
     }
 
-    /// What stands before a move from `from` to `to` and is not counted. With `forget`, the target knows nothing of the
-    /// guest: not what it held when the guest was there before, which is a case of its own. Agents that look through disks
-    /// in the background have done so.
+    /// Makes both hosts ready for a move to `to`; nothing of that is counted. With `forget`, the agent there is a new one: it
+    /// may not know what it held when the guest was there before, which is a case of its own. Agents that look through disks
+    /// in the background have done so then.
     pub(crate) fn prepare(&mut self, to: Host, forget: bool) -> Result<()> {
         let Self::Vmferry(agents) = self else { return Ok(()) };
         for agent in agents.iter_mut().filter(|agent| forget && agent.host() == to) {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use vmferry_e2e::accel::Accel;
 use vmferry_e2e::guest::{Guest, Ticks};
 use vmferry_e2e::image::{Extras, image, page_cache_disk};
@@ -120,7 +120,8 @@ impl<'lab> World<'lab> {
         if self.workload == Workload::Return {
             self.set_link(Link::UNLIMITED)?;
             self.mover.prepare(self.other(), true)?;
-            self.migrate(mode, Link::UNLIMITED).context("on the way there")?;
+            let there = self.migrate(mode, Link::UNLIMITED).context("on the way there")?;
+            ensure!(there.completed, "{} did not converge on the way there", mode.name());
         }
         self.set_link(link)?;
         self.mover.prepare(self.other(), self.workload != Workload::Return)?;
