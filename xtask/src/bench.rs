@@ -8,13 +8,14 @@
 //! | [`plan`], [`mode`] | workloads, links, how guests are moved, and which of all that is measured |
 //! | [`world`] | a guest with its workload, and one measured move of it |
 //! | [`load`], [`records`] | what the guest holds and does, and what Redis and its client do |
-//! | [`movers`] | who moves it |
+//! | [`movers`], [`agents`] | who moves it |
 //! | [`usage`] | processor time and memory of all processes |
 //! | [`rate`] | the search for the dirty rate that still converges |
 //! | [`select`] | the arguments: what of the plan |
 //! | [`results`] | `results.json`, medians |
 //! | [`goals`], [`markdown`], [`plot`] | what people read |
 
+mod agents;
 mod goals;
 mod load;
 mod markdown;

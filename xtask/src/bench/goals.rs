@@ -56,7 +56,7 @@ pub(crate) fn render(results: &Results) -> String {
         "## Goals\n\n\
          Each figure is vmferry's median divided by that of QEMU's best mode: of plain, xbzrle and multifd-zstd the one that \
          takes the least time among those that converge.\n\n\
-         | workload | link | mode | QEMU's best | bytes | time | CPU | blackout ms, QEMU's | source agent MB | target agent MB |\n\
+         | workload | link | mode | QEMU's best | bytes | time | CPU | blackout ms (QEMU's best) | source agent MB | target agent MB |\n\
          |---|---|---|---|---:|---:|---:|---:|---:|---:|\n",
     );
     for goal in &GOALS {
@@ -80,14 +80,14 @@ fn row(results: &Results, goal: &Goal, ours: &Figures) -> String {
         };
         let ratio = figure(ours) / figure(theirs);
         bound.map_or(format!("{ratio:.2}"), |bound| {
-            format!("{ratio:.2} ≤ {bound:.2} {}", verdict(ratio <= bound))
+            format!("{ratio:.2} {} (≤ {bound:.2})", verdict(ratio <= bound))
         })
     };
     let blackout = best.as_ref().map_or("-".to_owned(), |(_, theirs)| {
         let (ours, theirs) = (ours.blackout_ms.median, theirs.blackout_ms.median);
-        format!("{ours:.0} ≤ {theirs:.0} {}", verdict(ours <= theirs))
+        format!("{ours:.0} {} (≤ {theirs:.0})", verdict(ours <= theirs))
     });
-    let memory = |mb: f64, bound: f64| format!("{mb:.0} ≤ {bound:.0} {}", verdict(mb <= bound));
+    let memory = |mb: f64, bound: f64| format!("{mb:.0} {} (≤ {bound:.0})", verdict(mb <= bound));
     let guest_mb = f64::from(goal.workload.memory_mib()) * 1.048_576;
     format!(
         "| {} | {} | {} | {} | {} | {} | {} | {blackout} | {} | {} |\n",
@@ -125,7 +125,7 @@ fn rates(searches: &[Search]) -> String {
         let bound = RATE_GOALS.iter().find(|(workload, _)| *workload == search.workload);
         let ratio = match (ratio, bound) {
             (Some(ratio), Some((_, bound))) if search.mode == Mode::Vmferry => {
-                format!("{ratio:.2} ≥ {bound:.1} {}", verdict(ratio >= *bound))
+                format!("{ratio:.2} {} (≥ {bound:.1})", verdict(ratio >= *bound))
             }
             (Some(ratio), _) => format!("{ratio:.2}"),
             (None, _) => "-".to_owned(),

@@ -119,19 +119,20 @@ impl<'lab> World<'lab> {
     pub(crate) fn measure(&mut self, mode: Mode, link: Link) -> Result<Run> {
         if self.workload == Workload::Return {
             self.set_link(Link::UNLIMITED)?;
-            self.mover.prepare(self.other(), true)?;
+            self.mover.prepare(self.at, self.other(), true)?;
             let there = self.migrate(mode, Link::UNLIMITED).context("on the way there")?;
             ensure!(there.completed, "{} did not converge on the way there", mode.name());
         }
         self.set_link(link)?;
-        self.mover.prepare(self.other(), self.workload != Workload::Return)?;
+        self.mover
+            .prepare(self.at, self.other(), self.workload != Workload::Return)?;
         let load = self.contents.start(self.lab, &mut self.guest)?;
         if self.workload == Workload::Return {
             // What is measured is how much a minute of work changes: there is no event to await.
             thread::sleep(Workload::AWAY);
         }
         let ticks = Ticks::start(self.lab, Host::Client, &mut self.guest, TICK_INTERVAL)?;
-        let watch = Watch::start(self.lab, self.mover.agents(self.at, self.other()))?;
+        let watch = Watch::start(self.lab, self.mover.agents(self.at, self.other())?)?;
         let sent_before = self.sent_bytes()?;
 
         let moved = self.migrate(mode, link)?;
