@@ -58,3 +58,33 @@ pub fn fsck(path: &Path, format: &str) -> Result<()> {
         .with_context(|| format!("the file system in {} has errors", path.display()))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::ext4_disk;
+
+    /// A page of a file is then one block of the disk, however small the disk is.
+    #[test]
+    fn pages_of_files_are_aligned_on_a_small_disk() {
+        const PAGE_BYTES: usize = 4096;
+        let folder = tempfile::tempdir().unwrap();
+        let (content, disk) = (folder.path().join("content"), folder.path().join("disk"));
+        fs::create_dir(&content).unwrap();
+        let page = |number: u8| vec![number; PAGE_BYTES];
+        for number in 1..=9 {
+            fs::write(content.join(format!("page{number}")), page(number)).unwrap();
+            // Takes a block that is smaller than a page, where there are such.
+            fs::write(content.join(format!("small{number}")), "small").unwrap();
+        }
+        ext4_disk(&disk, 32 << 20, Some(&content)).unwrap();
+        let image = fs::read(&disk).unwrap();
+        for number in 1..=9 {
+            assert!(
+                image.chunks_exact(PAGE_BYTES).any(|block| block == page(number)),
+                "{number}"
+            );
+        }
+    }
+}

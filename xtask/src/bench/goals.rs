@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::mode::Mode;
 use super::plan::{Link, Workload};
 use super::rate::Search;
-use super::results::{Figures, Results};
+use super::results::{Cell, Figures, Results};
 
 /// The highest ratios to QEMU's best mode of a case.
 struct Goal {
@@ -60,11 +60,8 @@ pub(crate) fn render(results: &Results) -> String {
          |---|---|---|---|---:|---:|---:|---:|---:|---:|\n",
     );
     for goal in &GOALS {
-        let ours = results
-            .cell(goal.workload, goal.link, goal.mode)
-            .and_then(|cell| cell.figures);
-        if let Some(ours) = ours {
-            text.push_str(&row(results, goal, &ours));
+        if let Some(cell) = results.cell(goal.workload, goal.link, goal.mode) {
+            text.push_str(&row(results, goal, &cell));
         }
     }
     text.push('\n');
@@ -72,13 +69,24 @@ pub(crate) fn render(results: &Results) -> String {
     text
 }
 
-fn row(results: &Results, goal: &Goal, ours: &Figures) -> String {
+fn row(results: &Results, goal: &Goal, cell: &Cell) -> String {
     let best = results.best_of_qemu(goal.workload, goal.link);
+    let case = format!(
+        "| {} | {} | {} | {} |",
+        goal.workload.name(),
+        goal.link,
+        goal.mode.name(),
+        best.as_ref().map_or("none converges", |(mode, _)| mode.name()),
+    );
+    let Some(ours) = cell.figures.filter(|_| cell.completed == cell.runs) else {
+        let completed = format!("{} of {} arrived {}", cell.completed, cell.runs, verdict(false));
+        return format!("{case} {completed} | - | - | - | - | - |\n");
+    };
     let ratio = |figure: fn(&Figures) -> f64, bound: Option<f64>| {
         let Some((_, theirs)) = &best else {
             return "-".to_owned();
         };
-        let ratio = figure(ours) / figure(theirs);
+        let ratio = figure(&ours) / figure(theirs);
         bound.map_or(format!("{ratio:.2}"), |bound| {
             format!("{ratio:.2} {} (≤ {bound:.2})", verdict(ratio <= bound))
         })
@@ -90,11 +98,7 @@ fn row(results: &Results, goal: &Goal, ours: &Figures) -> String {
     let memory = |mb: f64, bound: f64| format!("{mb:.0} {} (≤ {bound:.0})", verdict(mb <= bound));
     let guest_mb = f64::from(goal.workload.memory_mib()) * 1.048_576;
     format!(
-        "| {} | {} | {} | {} | {} | {} | {} | {blackout} | {} | {} |\n",
-        goal.workload.name(),
-        goal.link,
-        goal.mode.name(),
-        best.as_ref().map_or("none converges", |(mode, _)| mode.name()),
+        "{case} {} | {} | {} | {blackout} | {} | {} |\n",
         ratio(|figures| figures.bytes.median, Some(goal.bytes)),
         ratio(|figures| figures.total_ms.median, Some(goal.time)),
         ratio(|figures| figures.cpu_s.median, goal.cpu),
