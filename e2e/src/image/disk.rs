@@ -74,9 +74,9 @@ mod tests {
         fs::create_dir(&content).unwrap();
         let page = |number: u8| vec![number; PAGE_BYTES];
         for number in 1..=9 {
-            fs::write(content.join(format!("page{number}")), page(number)).unwrap();
-            // Takes a block that is smaller than a page, where there are such.
-            fs::write(content.join(format!("small{number}")), "small").unwrap();
+            // Where blocks are smaller than pages, the next file begins within one.
+            let file = [page(number), b"a little more".to_vec()].concat();
+            fs::write(content.join(format!("file{number}")), file).unwrap();
         }
         ext4_disk(&disk, 32 << 20, Some(&content)).unwrap();
         let image = fs::read(&disk).unwrap();
