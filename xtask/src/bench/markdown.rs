@@ -53,8 +53,9 @@ fn introduction(results: &Results) -> String {
          processor and level 1. A migration has not converged that takes longer than all of the guest's memory needs at the \
          link's rate, or {fast} s if that is less. Each guest was moved there and back before anything was counted, and before \
          each move the target's agent is a new one that knows nothing of the guest, except on the way back of `return`.\n\n\
-         Not every mode is measured everywhere, for the time it would take: LZ4 only at 1 Gb/s, LZ78 not at all, raw pages only \
-         where no link limits them. A mode of QEMU that takes more than {slow} times as long as its best is measured once.\n\n",
+         Not every mode is measured everywhere, for the time it would take: LZ4 only where the \
+         processor is the bottleneck, LZ78 not at all, raw pages only where no link limits them. A mode of QEMU \
+         that takes more than {slow} times as long as its best is measured once.\n\n",
         cpu = machine.cpu,
         cores = machine.cores,
         memory = machine.memory_mib,

@@ -39,9 +39,9 @@ pub(crate) fn plan(workload: Workload) -> Option<(&'static [Mode], (u64, u64))> 
     match workload {
         Workload::Counter => Some((
             &[Mode::Vmferry, Mode::MultifdZstd, Mode::Xbzrle],
-            (1_000_000, 128_000_000),
+            (2_000_000, 128_000_000),
         )),
-        Workload::Text => Some((&[Mode::Vmferry, Mode::MultifdZstd], (4_000_000, 128_000_000))),
+        Workload::Text => Some((&[Mode::Vmferry, Mode::MultifdZstd], (8_000_000, 128_000_000))),
         _ => None,
     }
 }
