@@ -32,9 +32,9 @@ impl<'lab> Agents<'lab> {
         Ok(Self { lab, agents })
     }
 
-    /// Makes both hosts ready for a move from `from` to `to`; nothing of that is counted. With `forget`, the agent on `to` is
-    /// a new one: it may not know what it held when the guest was there before, which is a case of its own. Agents that look
-    /// through disks in the background have done so then.
+    /// Makes both hosts ready for a move from `from` to `to`; nothing of that is counted. With `forget`, the agent on
+    /// `to` is a new one: it may not know what it held when the guest was there before, which is a case of its own.
+    /// Agents that look through disks in the background have done so then.
     pub(crate) fn prepare(&mut self, from: Host, to: Host, forget: bool) -> Result<()> {
         for agent in self.agents.iter_mut().filter(|agent| forget && agent.host() == to) {
             agent.renew()?;
@@ -50,8 +50,9 @@ impl<'lab> Agents<'lab> {
         Ok(())
     }
 
-    /// An agent looks at its QEMU and processors when the first guest is offered to it, which takes a while once in its life.
-    /// An offer that it has to refuse, as its bridge has another name meanwhile, is enough for that and leaves nothing behind.
+    /// An agent looks at its QEMU and processors when the first guest is offered to it, which takes a while once in its
+    /// life. An offer that it has to refuse, as its bridge has another name meanwhile, is enough for that and leaves
+    /// nothing behind.
     fn introduce(&self, from: Host, to: Host) -> Result<()> {
         const HIDDEN: &str = "hidden0";
         self.rename_bridge(to, BRIDGE, HIDDEN)?;

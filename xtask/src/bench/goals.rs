@@ -54,9 +54,10 @@ const SOURCE_PART: f64 = 0.125;
 pub(crate) fn render(results: &Results) -> String {
     let mut text = String::from(
         "## Goals\n\n\
-         Each figure is vmferry's median divided by that of QEMU's best mode: of plain, xbzrle and multifd-zstd the one that \
-         takes the least time among those that converge.\n\n\
-         | workload | link | mode | QEMU's best | bytes | time | CPU | blackout ms (QEMU's best) | source agent MB | target agent MB |\n\
+         Each figure is vmferry's median divided by that of QEMU's best mode: of plain, xbzrle and multifd-zstd the one \
+         that takes the least time among those that converge.\n\n\
+         | workload | link | mode | QEMU's best | bytes | time | CPU | blackout ms (QEMU's best) | source agent MB | \
+         target agent MB |\n\
          |---|---|---|---|---:|---:|---:|---:|---:|---:|\n",
     );
     for goal in &GOALS {
@@ -113,8 +114,8 @@ fn rates(searches: &[Search]) -> String {
         return String::new();
     }
     let mut text = String::from(
-        "The highest dirty rate at which the guest still arrives, found by bisection: pages written a second as the guest counts \
-         them, the highest of a move that converged and the lowest of one that did not.\n\n\
+        "The highest dirty rate at which the guest still arrives, found by bisection: pages written a second as the \
+         guest counts them, the highest of a move that converged and the lowest of one that did not.\n\n\
          | written | mode | converges MB/s | does not MB/s | × multifd-zstd | moves |\n\
          |---|---|---:|---:|---:|---:|\n",
     );

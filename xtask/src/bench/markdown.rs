@@ -48,14 +48,15 @@ fn introduction(results: &Results) -> String {
            processes together, both copies of the guest included.\n\
          - **rounds** passes over memory.\n\
          - **×** divided by QEMU's best mode: the one that takes the least time among those that converge.\n\n\
-         Medians of the runs that completed, with the least and the greatest. Every mode may pause the guest for {downtime} ms, \
-         uses all of the link and throttles no vCPU. xbzrle's cache is as large as the guest; multifd-zstd has a connection a \
-         processor and level 1. A migration has not converged that takes longer than all of the guest's memory needs at the \
-         link's rate, or {fast} s if that is less. Each guest was moved there and back before anything was counted, and before \
-         each move the target's agent is a new one that knows nothing of the guest, except on the way back of `return`.\n\n\
-         Not every mode is measured everywhere, for the time it would take: LZ4 only where the \
-         processor is the bottleneck, LZ78 not at all, raw pages only where no link limits them. A mode of QEMU \
-         that takes more than {slow} times as long as its best is measured once.\n\n",
+         Medians of the runs that completed, with the least and the greatest. Every mode may pause the guest for \
+         {downtime} ms, uses all of the link and throttles no vCPU. xbzrle's cache is as large as the guest; multifd-zstd \
+         has a connection a processor and level 1. A migration has not converged that takes longer than all of the \
+         guest's memory needs at the link's rate, or {fast} s if that is less. Each guest was moved there and back before \
+         anything was counted, and before each move the target's agent is a new one that knows nothing of the guest, \
+         except on the way back of `return`.\n\n\
+         Not every mode is measured everywhere, for the time it would take: LZ4 only where the processor is the \
+         bottleneck, LZ78 not at all, raw pages only where no link limits them. A mode of QEMU that takes more than \
+         {slow} times as long as its best is measured once.\n\n",
         cpu = machine.cpu,
         cores = machine.cores,
         memory = machine.memory_mib,
@@ -81,7 +82,8 @@ fn table(results: &Results, workload: Workload, link: Link) -> String {
     let best = results.best_of_qemu(workload, link);
     let mut text = format!(
         "## {}, {link}\n\n\
-         | mode | MB | × | time s | × | start s | blackout ms | CPU s | × | agents MB | memory MB | rounds | completed |\n\
+         | mode | MB | × | time s | × | start s | blackout ms | CPU s | × | agents MB | memory MB | rounds | \
+         completed |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         workload.name(),
     );

@@ -62,13 +62,15 @@ impl Workload {
     pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Mixed => {
-                "240 MiB of programs, libraries and documents in the page cache, Redis with 150,000 records and a client that reads and replaces some, and a Python with a heap of about 100 MB; 1 GiB guest"
+                "240 MiB of programs, libraries and documents in the page cache, Redis with 150,000 records and a client \
+                 that reads and replaces some, and a Python with a heap of about 100 MB; 1 GiB guest"
             }
             Self::Counter => "a counter in each page of 128 MiB of heap is stepped, 4 MB of pages a second",
             Self::Text => "64 MiB of text are replaced, 30 MB a second",
             Self::Random => "64 MiB of random bytes are replaced, 4 MB a second",
             Self::Return => {
-                "Redis and its client: moved away, which is not counted, then 60 s of the client's writes, then the way back"
+                "Redis and its client: moved away, which is not counted, then 60 s of the client's writes, then the way \
+                 back"
             }
             Self::Redis => "Redis with 150,000 records and a client that reads and replaces some",
             Self::PageCache => "240 MiB of programs, libraries and documents in the page cache; nothing writes",
@@ -103,8 +105,8 @@ impl Workload {
         if self == Self::Mixed { 1024 } else { 512 }
     }
 
-    /// A migration that takes longer has not converged: a little more than all memory needs at the link's rate, and time for
-    /// what is not limited by the link.
+    /// A migration that takes longer has not converged: a little more than all memory needs at the link's rate, and
+    /// time for what is not limited by the link.
     pub(crate) fn time_max(self, link: Link) -> Duration {
         let at_the_rate = link.mbit().map_or(0, |mbit| {
             u64::from(self.memory_mib()) * MIB * 8 / (u64::from(mbit) * 1_000_000)

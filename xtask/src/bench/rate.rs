@@ -47,8 +47,8 @@ pub(crate) fn plan(workload: Workload) -> Option<(&'static [Mode], (u64, u64))> 
 }
 
 impl Search {
-    /// Bisects between `low` and `high` bytes of pages a second. A rate at which the guest does not arrive once is only given
-    /// up for good at the border: there it is tried again.
+    /// Bisects between `low` and `high` bytes of pages a second. At the border a rate at which the guest did not arrive
+    /// is tried again.
     pub(crate) fn run(world: &mut World, workload: Workload, mode: Mode, (low, high): (u64, u64)) -> Result<Self> {
         let mut search = Self {
             workload,

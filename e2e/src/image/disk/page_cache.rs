@@ -51,7 +51,8 @@ pub fn page_cache_disk(bytes: u64) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Copies Python, the libraries it needs and the modules without which it does not start; returns how many bytes those are.
+/// Copies Python, the libraries it needs and the modules without which it does not start; returns how many bytes those
+/// are.
 fn add_python(content: &Path) -> Result<u64> {
     let program = Path::new("/usr/bin/python3")
         .canonicalize()
