@@ -115,6 +115,17 @@ impl<'lab> Agent<'lab> {
         Ok(())
     }
 
+    /// Starts the agent again as on a host where none was before: all that it kept is gone. It must have no guest.
+    ///
+    /// # Errors
+    /// When its folder cannot be emptied or it does not serve.
+    pub fn renew(&mut self) -> Result<()> {
+        self.stop()?;
+        fs::remove_dir_all(&self.folder).with_context(|| format!("removing {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)?;
+        self.restart()
+    }
+
     /// Ends the agent the way its administrator does (SIGTERM) and waits for its end.
     ///
     /// # Errors

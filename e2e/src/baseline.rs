@@ -10,8 +10,9 @@ use crate::qemu::Qemu;
 use crate::usage::{Cpu, peak_memory_bytes};
 
 const PORT: u16 = 4444;
-/// As large as the benchmark's guests: every page that is dirtied again is found there. QEMU's default is 64 MiB.
-const XBZRLE_CACHE_BYTES: u64 = 512 << 20;
+/// As large as the largest of the benchmark's guests: every page that is dirtied again is found there. QEMU's default is
+/// 64 MiB; it takes memory only for pages that it holds.
+const XBZRLE_CACHE_BYTES: u64 = 1 << 30;
 
 /// How QEMU migrates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -178,7 +178,7 @@ fn acknowledged_writes_are_on_a_clean_disk() -> Result<()> {
 }
 
 #[test]
-fn a_guest_runs_redis_and_reads_a_disk_into_its_page_cache() -> Result<()> {
+fn a_guest_runs_redis_and_python_and_reads_a_disk_into_its_page_cache() -> Result<()> {
     const DISK_BYTES: u64 = 32 << 20;
     let lab = Lab::new()?;
     let mut spec = spec(vec![Disk {
@@ -206,6 +206,10 @@ fn a_guest_runs_redis_and_reads_a_disk_into_its_page_cache() -> Result<()> {
     let mut reply = [0; 16];
     redis.read_exact(&mut reply)?;
     assert_eq!(&reply, expected);
+
+    assert!(guest.ask_number("python /files 2000000", "records")? > 1000);
+    let sum = guest.ask_number("python-sum", "sum")?;
+    assert_eq!(guest.ask_number("python-sum", "sum")?, sum);
     Ok(())
 }
 

@@ -5,64 +5,46 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`plan`] | workloads, links, modes |
+//! | [`plan`], [`mode`] | workloads, links, how guests are moved, and which of all that is measured |
 //! | [`world`] | a guest with its workload, and one measured move of it |
-//! | [`movers`] | who moves it |
+//! | [`load`], [`records`] | what the guest holds and does, and what Redis and its client do |
+//! | [`movers`], [`agents`] | who moves it |
 //! | [`usage`] | processor time and memory of all processes |
-//! | [`records`] | what Redis holds, and its client |
+//! | [`rate`] | the search for the dirty rate that still converges |
+//! | [`select`] | the arguments: what of the plan |
 //! | [`results`] | `results.json`, medians |
-//! | [`markdown`], [`plot`] | what people read |
+//! | [`goals`], [`markdown`], [`plot`] | what people read |
 
+mod agents;
+mod goals;
+mod load;
 mod markdown;
+mod mode;
 mod movers;
 mod plan;
 mod plot;
+mod rate;
 mod records;
 mod results;
+mod select;
 mod usage;
 mod world;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
 use vmferry_e2e::agent::built_vmferry;
 use vmferry_e2e::net::Lab;
 
-use plan::{ATTEMPTS_MAX, LINKS_MBIT, Means, Mode, Workload};
-use results::{Background, Machine, Results, Status};
+use mode::Mode;
+use plan::{ATTEMPTS_MAX, Link, TOO_SLOW, Workload};
+use rate::Search;
+use results::{Background, Machine, Results, Run, Status};
+pub(crate) use select::BenchArgs;
+use select::Selected;
 use world::World;
-
-/// The arguments of `bench`.
-#[derive(Args)]
-pub(crate) struct BenchArgs {
-    /// One run of each cell, at the fastest link.
-    #[arg(long)]
-    quick: bool,
-    /// Only this workload; may be repeated.
-    #[arg(long, value_enum)]
-    workload: Vec<Workload>,
-    /// Only this link, million bits a second; may be repeated.
-    #[arg(long, value_name = "MBIT")]
-    link: Vec<u32>,
-    /// Only this mode; may be repeated.
-    #[arg(long, value_enum)]
-    mode: Vec<Mode>,
-    /// Runs of each cell [default: 3, or 1 with --quick].
-    #[arg(long)]
-    runs: Option<usize>,
-    /// The folder for results [default: bench for the whole, else target/bench].
-    #[arg(long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
-    /// Keep the other cells of the results that are there.
-    #[arg(long)]
-    keep: bool,
-    /// Measure nothing: write table and plot anew from the results that are there.
-    #[arg(long)]
-    render: bool,
-}
 
 /// Measures and writes `results.json`, `RESULTS.md` and `results.svg`.
 ///
@@ -76,17 +58,16 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         return render(&Results::read(&path)?, &folder);
     }
     let binary = built_vmferry(true)?;
-    let kept = if args.keep {
-        Results::read(&path)?.others(args)
-    } else {
-        (Vec::new(), Vec::new())
-    };
     let accel = world::spec(Workload::Idle)?.accel;
     let mut results = Results {
-        machine: Machine::this(accel.name(), world::MEMORY_MIB)?,
-        background: kept.0,
-        runs: kept.1,
+        machine: Machine::this(accel.name())?,
+        background: Vec::new(),
+        runs: Vec::new(),
+        rates: Vec::new(),
     };
+    if args.keep {
+        results.keep(Results::read(&path)?, args);
+    }
     let mut failed = Vec::new();
     for workload in args.workloads() {
         let started = Instant::now();
@@ -115,123 +96,86 @@ fn render(results: &Results, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All cells of one workload.
+/// All that is asked for of one workload: its cases, then its search.
 fn measure(args: &BenchArgs, workload: Workload, binary: &Path, results: &mut Results) -> Result<()> {
     let labs = (Lab::new()?, Lab::new()?);
-    let mut of_vmferry = World::of_vmferry(&labs.0, workload, binary).context("the guest that vmferry moves")?;
-    let mut of_qemu = World::of_qemu(&labs.1, workload).context("the guest that QEMU moves")?;
-    let bytes_per_s = of_qemu.background_bytes_per_s()?;
+    let mut guests = Pair::boot(&labs, workload, binary)?;
+    let bytes_per_s = guests.of_qemu.background_bytes_per_s()?;
     results.background.push(Background { workload, bytes_per_s });
     // Not counted: agents look at their QEMU once, programs are read from disk, and on a virtual machine memory that was not
-    // used for a while has to be had back from its host, for which the first to need it would pay.
-    for (world, mode) in [(&mut of_vmferry, Mode::Vmferry), (&mut of_qemu, Mode::MultifdZstd)] {
-        world.set_rate(LINKS_MBIT[0])?;
-        for _ in 0..2 {
-            world.measure(mode, LINKS_MBIT[0]).context("warming up")?;
-        }
-    }
-    for link_mbit in args.links() {
-        of_vmferry.set_rate(link_mbit)?;
-        of_qemu.set_rate(link_mbit)?;
-        for _ in 0..args.runs() {
-            for mode in args.modes() {
-                let hopeless = |run: &&results::Run| {
-                    (run.workload, run.link_mbit, run.mode, run.status)
-                        == (workload, link_mbit, mode, Status::NoConverge)
-                };
-                if results.runs.iter().filter(hopeless).count() >= ATTEMPTS_MAX {
-                    continue;
-                }
-                let world = match mode.means() {
-                    Means::Vmferry { .. } => &mut of_vmferry,
-                    Means::Qemu(_) => &mut of_qemu,
-                };
-                let run = world.measure(mode, link_mbit)?;
-                println!(
-                    "{:<10} {link_mbit:>4} Mb/s  {:<13} {:>7.1} MB {:>7.2} s  blackout {:>6.0} ms  CPU {:>5.2} s  \
-                     memory {:>5.0} MB  {:>2} rounds{}",
-                    workload.name(),
-                    mode.name(),
-                    run.bytes as f64 / 1e6,
-                    run.total_ms / 1e3,
-                    run.blackout_guest_ms,
-                    run.cpu_s,
-                    run.rss_mb,
-                    run.rounds,
-                    if run.status == Status::NoConverge {
-                        "  did not converge"
-                    } else {
-                        ""
-                    },
-                );
-                results.runs.push(run);
+    // used for a while has to be had back from its host, for which the first to need it would pay. Where a run begins with a
+    // move that is not counted, that is it.
+    if workload != Workload::Return {
+        for mode in [Mode::Vmferry, Mode::MultifdZstd] {
+            for _ in 0..2 {
+                guests.of(mode).measure(mode, Link::FAST).context("warming up")?;
             }
         }
     }
-    of_vmferry.check()?;
-    of_qemu.check()
-}
-
-impl Results {
-    /// The kept part: what the arguments do not measure anew.
-    fn others(self, args: &BenchArgs) -> (Vec<Background>, Vec<results::Run>) {
-        let (workloads, links, modes) = (args.workloads(), args.links(), args.modes());
-        let anew = |run: &results::Run| {
-            workloads.contains(&run.workload) && links.contains(&run.link_mbit) && modes.contains(&run.mode)
-        };
-        (
-            self.background
-                .into_iter()
-                .filter(|background| !workloads.contains(&background.workload))
-                .collect(),
-            self.runs.into_iter().filter(|run| !anew(run)).collect(),
-        )
+    for Selected { link, modes } in args.cases(workload) {
+        let mut able = Vec::new();
+        for mode in modes {
+            if guests.of(mode).can(mode)? {
+                able.push(mode);
+            } else {
+                println!("{}: left out, this vmferry has no such codec", mode.name());
+            }
+        }
+        for _ in 0..args.runs() {
+            for &mode in &able {
+                if !is_known(results, workload, link, mode) {
+                    let run = guests.of(mode).measure(mode, link)?;
+                    println!("{run}");
+                    results.runs.push(run);
+                }
+            }
+        }
     }
+    for (mode, between) in args.searches(workload) {
+        let world = guests.of(mode);
+        results.rates.push(Search::run(world, workload, mode, between)?);
+    }
+    guests.check()
 }
 
-impl BenchArgs {
-    fn workloads(&self) -> Vec<Workload> {
-        if self.workload.is_empty() {
-            Workload::ALL.to_vec()
+/// Two guests alike.
+struct Pair<'lab> {
+    of_vmferry: World<'lab>,
+    of_qemu: World<'lab>,
+}
+
+impl<'lab> Pair<'lab> {
+    fn boot(labs: &'lab (Lab, Lab), workload: Workload, binary: &Path) -> Result<Self> {
+        Ok(Self {
+            of_vmferry: World::of_vmferry(&labs.0, workload, binary).context("the guest that vmferry moves")?,
+            of_qemu: World::of_qemu(&labs.1, workload).context("the guest that QEMU moves")?,
+        })
+    }
+
+    /// The one that `mode` moves.
+    fn of(&mut self, mode: Mode) -> &mut World<'lab> {
+        if mode.is_of_qemu() {
+            &mut self.of_qemu
         } else {
-            self.workload.clone()
+            &mut self.of_vmferry
         }
     }
 
-    fn links(&self) -> Vec<u32> {
-        match (self.link.is_empty(), self.quick) {
-            (false, _) => self.link.clone(),
-            (true, true) => LINKS_MBIT[..1].to_vec(),
-            (true, false) => LINKS_MBIT.to_vec(),
-        }
+    fn check(&mut self) -> Result<()> {
+        self.of_vmferry.check().context("the guest that vmferry moved")?;
+        self.of_qemu.check().context("the guest that QEMU moved")
     }
+}
 
-    /// vmferry's and QEMU's by turns.
-    fn modes(&self) -> Vec<Mode> {
-        let all = [
-            Mode::Vmferry,
-            Mode::MultifdZstd,
-            Mode::VmferryLz4,
-            Mode::Plain,
-            Mode::VmferryLz78,
-            Mode::Xbzrle,
-        ];
-        all.into_iter()
-            .filter(|mode| self.mode.is_empty() || self.mode.contains(mode))
-            .collect()
-    }
-
-    fn runs(&self) -> usize {
-        self.runs.unwrap_or(if self.quick { 1 } else { 3 })
-    }
-
-    fn folder(&self) -> PathBuf {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-        let whole = !self.quick && self.workload.is_empty() && self.link.is_empty() && self.mode.is_empty();
-        match &self.out {
-            Some(folder) => folder.clone(),
-            None if whole || self.keep || self.render => root.join("bench"),
-            None => root.join("target/bench"),
-        }
-    }
+/// Whether more runs of `mode` would tell nothing: it does not converge, or is a mode of QEMU that can't be its best.
+fn is_known(results: &Results, workload: Workload, link: Link, mode: Mode) -> bool {
+    let of_case = |run: &&Run| (run.workload, run.link_mbit) == (workload, link);
+    let failed = results.runs.iter().filter(of_case);
+    let failed = failed.filter(|run| run.mode == mode && run.status == Status::NoConverge);
+    let best = results.best_of_qemu(workload, link);
+    let figures = results.cell(workload, link, mode).and_then(|cell| cell.figures);
+    let too_slow = best.zip(figures).is_some_and(|((best, least), figures)| {
+        mode.is_of_qemu() && mode != best && figures.total_ms.min > TOO_SLOW * least.total_ms.max
+    });
+    failed.count() >= ATTEMPTS_MAX || too_slow
 }

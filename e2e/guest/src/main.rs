@@ -9,6 +9,7 @@ mod disk;
 mod init;
 mod memory;
 mod pages;
+mod python;
 mod redis;
 mod requests;
 mod serve;

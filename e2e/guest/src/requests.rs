@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::counter::Counter;
 use crate::disk;
 use crate::memory::Memory;
+use crate::python::Python;
 use crate::redis::Redis;
 use crate::ticks::Ticks;
 
@@ -21,6 +22,7 @@ pub(crate) struct Workloads {
     memory: Memory,
     ticks: Ticks,
     redis: Redis,
+    python: Python,
 }
 
 impl Workloads {
@@ -31,6 +33,7 @@ impl Workloads {
             memory: Memory::default(),
             ticks: Ticks::default(),
             redis: Redis::default(),
+            python: Python::default(),
         }
     }
 
@@ -53,6 +56,8 @@ impl Workloads {
             ["disk-check", file] => disk::check(Path::new(file)),
             ["readall", folder] => disk::read_all(Path::new(folder)),
             ["redis", ref arguments @ ..] => self.redis.start(arguments),
+            ["python", root, bytes] => self.python.start(root, number(bytes)?),
+            ["python-sum"] => self.python.sum(),
             ["mem"] => meminfo(),
             ["unmount", folder] => {
                 unmount(folder, UnmountFlags::empty()).with_context(|| format!("unmounting {folder}"))?;

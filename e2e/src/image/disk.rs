@@ -1,12 +1,18 @@
 //! Disk images with an ext4 file system, and their check.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`page_cache`] | an image full of the host's own files |
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod page_cache;
+
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::Cache;
+pub use page_cache::page_cache_disk;
+
 use crate::command::run;
 
 /// Creates the raw image `path` of `bytes` bytes with an ext4 file system that holds what is in
@@ -16,7 +22,8 @@ use crate::command::run;
 /// When the content does not fit or the file cannot be written.
 pub fn ext4_disk(path: &Path, bytes: u64, content: Option<&Path>) -> Result<()> {
     let mut make = Command::new("/sbin/mke2fs");
-    make.args(["-q", "-F", "-t", "ext4"]);
+    // For a small image mke2fs would take blocks of 1 KiB. With those of a real disk each page of a file is one block.
+    make.args(["-q", "-F", "-t", "ext4", "-b", "4096"]);
     if let Some(folder) = content {
         make.arg("-d").arg(folder);
     }
@@ -36,71 +43,6 @@ pub fn qcow2_of(raw: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A cached raw ext4 image that holds about `bytes` bytes of the host's own libraries, programs and
-/// documents: what a guest's page cache is made of. Attach it read-only.
-///
-/// # Errors
-/// When the host has fewer bytes of such files, or the image cannot be built.
-pub fn page_cache_disk(bytes: u64) -> Result<PathBuf> {
-    let cache = Cache::open()?;
-    let path = cache.root.join(format!("page-cache-{bytes}.ext4"));
-    if path.exists() {
-        return Ok(path);
-    }
-    let staging = tempfile::tempdir_in(&cache.root)?;
-    let content = staging.path().join("content");
-    fs::create_dir(&content)?;
-    let mut left = bytes;
-    for folder in ["/usr/lib", "/usr/bin", "/usr/share"] {
-        // A third from each, and from the last whatever is then still missing.
-        let share = if folder == "/usr/share" {
-            left
-        } else {
-            left.min(bytes / 3)
-        };
-        left -= share - gather(Path::new(folder), &content, share)?;
-    }
-    ensure!(
-        left < bytes / 20,
-        "this host lacks {left} of {bytes} bytes of files under /usr"
-    );
-    let partial = staging.path().join("disk");
-    ext4_disk(&partial, bytes + bytes / 4 + (64 << 20), Some(&content))?;
-    fs::rename(&partial, &path)?;
-    Ok(path)
-}
-
-/// Copies files under `folder` into `content`, up to `bytes` bytes; returns how many are missing.
-fn gather(folder: &Path, content: &Path, bytes: u64) -> Result<u64> {
-    const FILE_BYTES_MAX: u64 = 16 << 20;
-    let mut left = bytes;
-    let mut pending = vec![folder.to_owned()];
-    while let Some(folder) = pending.pop() {
-        let mut paths: Vec<PathBuf> = fs::read_dir(&folder)
-            .with_context(|| format!("reading {}", folder.display()))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
-        paths.sort();
-        for path in paths {
-            let metadata = path.symlink_metadata()?;
-            if metadata.is_dir() {
-                pending.push(path);
-            } else if metadata.is_file() && (1..=left.min(FILE_BYTES_MAX)).contains(&metadata.len()) {
-                let copy = content.join(path.strip_prefix("/").unwrap_or(&path));
-                if let Some(parent) = copy.parent() {
-                    fs::create_dir_all(parent)?;
-                }
-                fs::copy(&path, &copy).with_context(|| format!("copying {}", path.display()))?;
-                left -= metadata.len();
-            }
-        }
-        if left == 0 {
-            break;
-        }
-    }
-    Ok(left)
-}
-
 /// Checks the ext4 file system in the image `path` of format `format` (`raw` or `qcow2`), which no
 /// QEMU may have open.
 ///
@@ -115,4 +57,34 @@ pub fn fsck(path: &Path, format: &str) -> Result<()> {
     run(Command::new("/sbin/e2fsck").arg("-fn").arg(&raw))
         .with_context(|| format!("the file system in {} has errors", path.display()))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::ext4_disk;
+
+    /// A page of a file is then one block of the disk, however small the disk is.
+    #[test]
+    fn pages_of_files_are_aligned_on_a_small_disk() {
+        const PAGE_BYTES: usize = 4096;
+        let folder = tempfile::tempdir().unwrap();
+        let (content, disk) = (folder.path().join("content"), folder.path().join("disk"));
+        fs::create_dir(&content).unwrap();
+        let page = |number: u8| vec![number; PAGE_BYTES];
+        for number in 1..=9 {
+            // Where blocks are smaller than pages, the next file begins within one.
+            let file = [page(number), b"a little more".to_vec()].concat();
+            fs::write(content.join(format!("file{number}")), file).unwrap();
+        }
+        ext4_disk(&disk, 32 << 20, Some(&content)).unwrap();
+        let image = fs::read(&disk).unwrap();
+        for number in 1..=9 {
+            assert!(
+                image.chunks_exact(PAGE_BYTES).any(|block| block == page(number)),
+                "{number}"
+            );
+        }
+    }
 }

@@ -80,14 +80,23 @@ fn add_redis(archive: &mut Cpio) -> Result<()> {
         .find_map(|path| Path::new(path).canonicalize().ok())
         .context("no Redis: run the set-up first, it installs redis-tools")?;
     archive.file("/usr/bin/redis-server", &read(&program)?)?;
-    let libraries = run(Command::new("ldd").arg(&program))?;
-    for line in libraries.lines() {
-        // `name => /path (address)`, or for the loader `/path (address)`
-        if let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) {
-            archive.file(path, &read(Path::new(path))?)?;
-        }
+    for library in libraries(&program)? {
+        let path = library.to_str().context("a path that is not UTF-8")?;
+        archive.file(path, &read(&library)?)?;
     }
     Ok(())
+}
+
+/// The shared libraries that `program` is loaded with, and the loader.
+pub(super) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listed = run(Command::new("ldd").arg(program))?;
+    // `name => /path (address)`, or for the loader `/path (address)`
+    let path = |line: &str| {
+        Some(PathBuf::from(
+            line.split_whitespace().find(|word| word.starts_with('/'))?,
+        ))
+    };
+    Ok(listed.lines().filter_map(path).collect())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

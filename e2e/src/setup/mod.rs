@@ -16,12 +16,13 @@ struct Need {
 }
 
 /// Redis comes as `redis-tools`, which holds the server's program without its service.
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     need("qemu-system-x86_64", &["qemu-system-x86"]),
     need("qemu-img", &["qemu-utils"]),
     need("qemu-nbd", &["qemu-utils"]),
     need("busybox", &["busybox-static"]),
     need("redis-check-rdb", &["redis-tools"]),
+    need("python3", &["python3-minimal"]),
     need("mke2fs", &["e2fsprogs"]),
     need("ip", &["iproute2"]),
     need("xz", &["xz-utils"]),

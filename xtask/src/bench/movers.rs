@@ -3,17 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use vmferry_e2e::agent::{Agent, PORT};
+use anyhow::{Result, bail};
 use vmferry_e2e::baseline;
 use vmferry_e2e::net::{Host, Lab};
 use vmferry_e2e::qemu::{Qemu, Spec};
 
-use super::plan::{DOWNTIME_MAX, Means};
-
-const VM: &str = "bench";
-/// The exit code of `vmferry migrate` when the guest did not converge.
-const NOT_CONVERGED: i32 = 5;
+use super::agents::Agents;
+use super::mode::Means;
 
 /// A migration's figures by the account of who did it.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +26,8 @@ pub(crate) struct Moved {
 
 /// Where a guest lives.
 pub(crate) enum Mover<'lab> {
-    /// An agent on host A and one on host B.
-    Vmferry(Vec<Agent<'lab>>),
+    /// With vmferry's agents.
+    Vmferry(Box<Agents<'lab>>),
     /// A QEMU that is now here, now there.
     Qemu {
         lab: &'lab Lab,
@@ -41,12 +37,9 @@ pub(crate) enum Mover<'lab> {
 }
 
 impl<'lab> Mover<'lab> {
-    /// Starts both agents and boots the guest on host A.
+    /// Starts agents of the program `binary` and boots the guest on host A.
     pub(crate) fn vmferry(lab: &'lab Lab, binary: &Path, spec: &Spec) -> Result<Self> {
-        let agents = vec![Agent::start(lab, Host::A, binary)?, Agent::start(lab, Host::B, binary)?];
-        let file = spec.write_definition(lab.folder(), VM)?;
-        agents[0].cli(["run".as_ref(), file.as_os_str()])?.success()?;
-        Ok(Self::Vmferry(agents))
+        Ok(Self::Vmferry(Box::new(Agents::start(lab, binary, spec)?)))
     }
 
     /// Boots the guest on host A.
@@ -59,16 +52,34 @@ impl<'lab> Mover<'lab> {
         })
     }
 
+    /// Makes both hosts ready for a move, as [`Agents::prepare`] does; QEMU keeps nothing between its migrations.
+    pub(crate) fn prepare(&mut self, from: Host, to: Host, forget: bool) -> Result<()> {
+        match self {
+            Self::Vmferry(agents) => agents.prepare(from, to, forget),
+            Self::Qemu { .. } => Ok(()),
+        }
+    }
+
+    /// Processes of the agents on `from` and `to`, where it is agents who move the guest.
+    pub(crate) fn agents(&self, from: Host, to: Host) -> Result<Option<(u32, u32)>> {
+        match self {
+            Self::Vmferry(agents) => agents.pids(from, to).map(Some),
+            Self::Qemu { .. } => Ok(None),
+        }
+    }
+
+    /// Whether the guest can be moved so.
+    pub(crate) fn can(&self, means: Means) -> Result<bool> {
+        match (self, means) {
+            (Self::Vmferry(agents), Means::Vmferry { codec: Some(codec) }) => agents.can(codec),
+            _ => Ok(true),
+        }
+    }
+
     /// Moves the guest, which runs on `from`, to `to`.
     pub(crate) fn migrate(&mut self, from: Host, to: Host, means: Means, time_max: Duration) -> Result<Moved> {
         match (self, means) {
-            (Self::Vmferry(agents), Means::Vmferry { codec }) => {
-                let agent = agents
-                    .iter()
-                    .find(|agent| agent.host() == from)
-                    .context("no agent there")?;
-                vmferry(agent, to, codec, time_max)
-            }
+            (Self::Vmferry(agents), Means::Vmferry { codec }) => agents.migrate(from, to, codec, time_max),
             (Self::Qemu { lab, spec, source }, Means::Qemu(mode)) => {
                 let started = Instant::now();
                 let target = Qemu::await_guest(lab, to, spec)?;
@@ -89,35 +100,4 @@ impl<'lab> Mover<'lab> {
             }
         }
     }
-}
-
-fn vmferry(agent: &Agent<'_>, to: Host, codec: &str, time_max: Duration) -> Result<Moved> {
-    let answer = agent.cli([
-        "migrate",
-        VM,
-        "--to",
-        &format!("{}:{PORT}", to.address()),
-        "--codec",
-        codec,
-        "--max-downtime",
-        &format!("{}ms", DOWNTIME_MAX.as_millis()),
-        "--timeout",
-        &format!("{}s", time_max.as_secs()),
-    ])?;
-    let report = answer.values.last().cloned().unwrap_or_default();
-    ensure!(
-        matches!(answer.code, Some(0 | NOT_CONVERGED)),
-        "vmferry ended with {:?}: {}\n{report}",
-        answer.code,
-        answer.said
-    );
-    let milliseconds = |value: &serde_json::Value| value.as_f64().map(|ms| Duration::from_secs_f64(ms / 1e3));
-    let stages = report["stages"].as_array().context("a report without stages")?;
-    let reserve = stages.iter().find(|stage| stage["stage"] == "reserve");
-    Ok(Moved {
-        completed: answer.code == Some(0),
-        total: milliseconds(&report["total_ms"]).context("a report without a total")?,
-        reserve: reserve.and_then(|stage| milliseconds(&stage["ms"])).unwrap_or_default(),
-        rounds: report["rounds"].as_array().map_or(0, |rounds| rounds.len() as u64),
-    })
 }

@@ -1,20 +1,20 @@
-//! `results.svg`: bars by workload and mode, one row of panels a figure, one column a link.
+//! `results.svg`: bars by case and mode, one panel a figure.
 
 use std::fmt::Write;
 
-use super::markdown::rate;
-use super::plan::{LINKS_MBIT, Mode, Workload};
+use super::mode::Mode;
+use super::plan::{Link, Workload};
 use super::results::{Figures, Results};
 
-const PANEL_WIDTH: f64 = 520.0;
+const PANEL_WIDTH: f64 = 1100.0;
 const PANEL_HEIGHT: f64 = 190.0;
 const LEFT: f64 = 62.0;
 const TOP: f64 = 92.0;
-const GAP_X: f64 = 58.0;
-const GAP_Y: f64 = 52.0;
+const RIGHT: f64 = 30.0;
+const GAP_Y: f64 = 66.0;
 const GROUP_MARGIN: f64 = 9.0;
 
-/// One row of panels.
+/// One panel.
 struct Row {
     title: &'static str,
     figure: fn(&Figures) -> f64,
@@ -23,19 +23,19 @@ struct Row {
 const ROWS: [Row; 4] = [
     Row {
         title: "MB on the link",
-        figure: |figures| figures.bytes / 1e6,
+        figure: |figures| figures.bytes.median / 1e6,
     },
     Row {
         title: "total time, s",
-        figure: |figures| figures.total_ms / 1e3,
+        figure: |figures| figures.total_ms.median / 1e3,
     },
     Row {
         title: "blackout, ms",
-        figure: |figures| figures.blackout_ms,
+        figure: |figures| figures.blackout_ms.median,
     },
     Row {
         title: "CPU of both hosts, s",
-        figure: |figures| figures.cpu_s,
+        figure: |figures| figures.cpu_s.median,
     },
 ];
 
@@ -45,6 +45,7 @@ fn colour(mode: Mode) -> &'static str {
         Mode::Vmferry => "#0b4f9e",
         Mode::VmferryLz4 => "#4f8fd6",
         Mode::VmferryLz78 => "#a9cbee",
+        Mode::VmferryRaw => "#7f93b5",
         Mode::Plain => "#c9c4bd",
         Mode::Xbzrle => "#948d84",
         Mode::MultifdZstd => "#e0832f",
@@ -53,7 +54,7 @@ fn colour(mode: Mode) -> &'static str {
 
 /// The whole picture.
 pub(crate) fn render(results: &Results) -> String {
-    let width = LEFT + LINKS_MBIT.len() as f64 * (PANEL_WIDTH + GAP_X);
+    let width = LEFT + PANEL_WIDTH + RIGHT;
     let height = TOP + ROWS.len() as f64 * (PANEL_HEIGHT + GAP_Y);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
@@ -62,13 +63,8 @@ pub(crate) fn render(results: &Results) -> String {
     );
     legend(&mut svg);
     for (row, down) in ROWS.iter().zip(0..) {
-        // One scale a row, so that the links can be compared.
-        let scale = Scale::of(results, row);
         let y = TOP + f64::from(down) * (PANEL_HEIGHT + GAP_Y);
-        for (link_mbit, across) in LINKS_MBIT.into_iter().zip(0..) {
-            let x = LEFT + f64::from(across) * (PANEL_WIDTH + GAP_X);
-            panel(&mut svg, results, row, link_mbit, &scale, (x, y));
-        }
+        panel(&mut svg, results, row, (LEFT, y));
     }
     svg.push_str("</svg>\n");
     svg
@@ -80,7 +76,7 @@ fn legend(svg: &mut String) {
         svg,
         "<text x=\"{LEFT}\" y=\"26\" font-size=\"17\" font-weight=\"bold\">vmferry and QEMU's own migrations</text>\n\
          <text x=\"{:.0}\" y=\"26\" text-anchor=\"end\" fill=\"#666666\">{machine}</text>",
-        LEFT + 2.0 * PANEL_WIDTH + GAP_X
+        LEFT + PANEL_WIDTH
     );
     for (mode, number) in Mode::ALL.into_iter().zip(0..) {
         let x = LEFT + f64::from(number) * 150.0;
@@ -103,11 +99,11 @@ struct Scale {
 
 impl Scale {
     fn of(results: &Results, row: &Row) -> Self {
-        let values: Vec<f64> = LINKS_MBIT
+        let values: Vec<f64> = results
+            .cases()
             .into_iter()
-            .flat_map(|link| Workload::ALL.into_iter().map(move |workload| (link, workload)))
-            .flat_map(|(link, workload)| Mode::ALL.into_iter().map(move |mode| (link, workload, mode)))
-            .filter_map(|(link, workload, mode)| Some((row.figure)(&results.cell(workload, link, mode)?.figures?)))
+            .flat_map(|(workload, link)| Mode::ALL.into_iter().map(move |mode| (workload, link, mode)))
+            .filter_map(|(workload, link, mode)| Some((row.figure)(&results.cell(workload, link, mode)?.figures?)))
             .filter(|value| *value > 0.0)
             .collect();
         let low = values.iter().copied().fold(f64::INFINITY, f64::min).min(1e6);
@@ -134,14 +130,14 @@ impl Scale {
     }
 }
 
-fn panel(svg: &mut String, results: &Results, row: &Row, link_mbit: u32, scale: &Scale, (x, y): (f64, f64)) {
+fn panel(svg: &mut String, results: &Results, row: &Row, (x, y): (f64, f64)) {
+    let scale = Scale::of(results, row);
     let floor = y + PANEL_HEIGHT;
     let _ = writeln!(
         svg,
-        "<text x=\"{x}\" y=\"{}\" font-weight=\"bold\">{}, {}</text>",
+        "<text x=\"{x}\" y=\"{}\" font-weight=\"bold\">{}</text>",
         y - 8.0,
         row.title,
-        rate(link_mbit)
     );
     for mark in scale.marks() {
         let at = floor - scale.height(mark);
@@ -154,23 +150,21 @@ fn panel(svg: &mut String, results: &Results, row: &Row, link_mbit: u32, scale: 
             at + 4.0,
         );
     }
-    let group_width = PANEL_WIDTH / Workload::ALL.len() as f64;
-    for (workload, number) in Workload::ALL.into_iter().zip(0..) {
+    let cases = results.cases();
+    let group_width = PANEL_WIDTH / cases.len().max(1) as f64;
+    for (case, number) in cases.into_iter().zip(0..) {
         let left = x + f64::from(number) * group_width;
-        group(
-            svg,
-            results,
-            row,
-            (workload, link_mbit),
-            scale,
-            (left + GROUP_MARGIN, floor),
-        );
+        let (within, width) = (left + GROUP_MARGIN, group_width - 2.0 * GROUP_MARGIN);
+        group(svg, results, row, case, &scale, (within, floor, width));
+        let centre = left + group_width / 2.0;
         let _ = writeln!(
             svg,
-            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-            left + group_width / 2.0,
+            "<text x=\"{centre:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>\
+             <text x=\"{centre:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#666666\">{}</text>",
             floor + 16.0,
-            workload.name()
+            case.0.name(),
+            floor + 30.0,
+            case.1,
         );
     }
     let _ = writeln!(
@@ -180,21 +174,21 @@ fn panel(svg: &mut String, results: &Results, row: &Row, link_mbit: u32, scale: 
     );
 }
 
-/// The bars of one workload.
+/// The bars of one case.
 fn group(
     svg: &mut String,
     results: &Results,
     row: &Row,
-    (workload, link_mbit): (Workload, u32),
+    (workload, link): (Workload, Link),
     scale: &Scale,
-    (left, floor): (f64, f64),
+    (left, floor, width): (f64, f64, f64),
 ) {
-    let group_width = PANEL_WIDTH / Workload::ALL.len() as f64 - 2.0 * GROUP_MARGIN;
-    let bar_width = group_width / Mode::ALL.len() as f64;
-    for (mode, number) in Mode::ALL.into_iter().zip(0..) {
-        let Some(cell) = results.cell(workload, link_mbit, mode) else {
-            continue;
-        };
+    let cells = Mode::ALL
+        .into_iter()
+        .filter_map(|mode| Some((mode, results.cell(workload, link, mode)?)));
+    let cells: Vec<_> = cells.collect();
+    let bar_width = width / cells.len().max(1) as f64;
+    for ((mode, cell), number) in cells.into_iter().zip(0..) {
         let x = left + f64::from(number) * bar_width;
         match cell.figures {
             Some(figures) => {

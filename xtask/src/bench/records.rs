@@ -19,37 +19,69 @@ const NAMES: [&str; 16] = [
     "meadow", "north", "orchid", "prairie",
 ];
 
-/// Stores records 0 to `records` in the server at `address`.
-pub(crate) fn fill(lab: &Lab, address: Ipv4Addr, records: u32) -> Result<()> {
-    Redis::connect(lab, address)?.set_all((0..records).map(|number| (key(number), record(number, 0))))
+/// What the server holds by the account of its only client.
+pub(crate) struct Records {
+    address: Ipv4Addr,
+    /// The version of each record that the server acknowledged last.
+    versions: Vec<u64>,
+    random: Random,
+    /// Requests of the steady load so far.
+    requests: u64,
 }
 
-/// The steady load: every second request replaces a record, the others read one.
+impl Records {
+    /// Stores records 0 to `count` in the server at `address`.
+    pub(crate) fn fill(lab: &Lab, address: Ipv4Addr, count: u32) -> Result<Self> {
+        Redis::connect(lab, address)?.set_all((0..count).map(|number| (key(number), record(number, 0))))?;
+        Ok(Self {
+            address,
+            versions: vec![0; count as usize],
+            random: Random(0x5eed),
+            requests: 0,
+        })
+    }
+
+    /// Reads all records back and compares them with what was written last.
+    pub(crate) fn check(&self, lab: &Lab) -> Result<()> {
+        let expected = (0..).zip(&self.versions);
+        Redis::connect(lab, self.address)?
+            .check_all(expected.map(|(number, version)| (key(number), record(number, *version))))
+    }
+
+    /// Replaces a record or reads one, by turns.
+    fn step(&mut self, connection: &mut Redis) -> Result<()> {
+        self.requests += 1;
+        let number = self.random.below(u32::try_from(self.versions.len())?);
+        let version = &mut self.versions[number as usize];
+        if self.requests.is_multiple_of(2) {
+            connection.set(&key(number), &record(number, self.requests))?;
+            *version = self.requests;
+        } else {
+            let found = connection.get(&key(number))?;
+            ensure!(found == record(number, *version), "record {number} is {found:?}");
+        }
+        Ok(())
+    }
+}
+
+/// The steady load.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<()>>,
+    thread: JoinHandle<Result<Records>>,
 }
 
 impl Load {
-    pub(crate) fn start(lab: &Lab, address: Ipv4Addr, records: u32) -> Result<Self> {
-        let mut connection = Redis::connect(lab, address)?;
+    /// Begins; whoever ends it has the records back.
+    pub(crate) fn start(lab: &Lab, mut records: Records) -> Result<Self> {
+        let mut connection = Redis::connect(lab, records.address)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
-            let mut random = Random(0x5eed);
-            let mut version = 1;
             while !stopped.load(Ordering::Relaxed) {
-                let number = random.below(records);
-                if version % 2 == 0 {
-                    connection.set(&key(number), &record(number, version))?;
-                } else {
-                    let found = connection.get(&key(number))?;
-                    ensure!(found.starts_with(&prefix(number)), "record {number} is {found:?}");
-                }
-                version += 1;
+                records.step(&mut connection)?;
                 thread::sleep(INTERVAL);
             }
-            Ok(())
+            Ok(records)
         });
         Ok(Self { stop, thread })
     }
@@ -58,7 +90,7 @@ impl Load {
     ///
     /// # Errors
     /// When the connection broke or an answer was wrong at any time.
-    pub(crate) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<Records> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread
             .join()

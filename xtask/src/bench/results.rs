@@ -1,13 +1,16 @@
 //! What was measured: kept as `results.json`.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Mode, Workload};
+use super::mode::Mode;
+use super::plan::{Link, Workload};
+use super::rate::Search;
+use super::select::BenchArgs;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +26,8 @@ pub(crate) enum Status {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) workload: Workload,
-    pub(crate) link_mbit: u32,
+    /// Its rate in million bits a second, or none.
+    pub(crate) link_mbit: Link,
     pub(crate) mode: Mode,
     pub(crate) status: Status,
     /// Bytes that both hosts sent to the switch, with Ethernet headers.
@@ -38,10 +42,39 @@ pub(crate) struct Run {
     pub(crate) cpu_s: f64,
     /// Peak of the resident memory of all processes on both hosts, both copies of the guest included, in 10^6 bytes.
     pub(crate) rss_mb: f64,
-    /// The same of vmferry's processes alone.
-    pub(crate) vmferry_rss_mb: f64,
+    /// Peak of the resident memory of the source's agent, in 10^6 bytes; 0 where there is none.
+    pub(crate) source_agent_mb: f64,
+    /// The same of the target's.
+    pub(crate) target_agent_mb: f64,
     /// Passes over memory.
     pub(crate) rounds: u64,
+    /// Bytes of pages that the workload's dirtier wrote a second by the guest's account.
+    pub(crate) written_bytes_per_s: Option<f64>,
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<10} {:>9}  {:<13} {:>7.1} MB {:>7.2} s  blackout {:>6.0} ms  CPU {:>5.2} s  memory {:>5.0} MB (agents \
+             {:>3.0}, {:>3.0})  {:>2} rounds{}",
+            self.workload.name(),
+            self.link_mbit.to_string(),
+            self.mode.name(),
+            self.bytes as f64 / 1e6,
+            self.total_ms / 1e3,
+            self.blackout_guest_ms,
+            self.cpu_s,
+            self.rss_mb,
+            self.source_agent_mb,
+            self.target_agent_mb,
+            self.rounds,
+            match self.status {
+                Status::Completed => "",
+                Status::NoConverge => "  did not converge",
+            },
+        )
+    }
 }
 
 /// What else ran over the link while a workload was measured.
@@ -61,7 +94,6 @@ pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) qemu: String,
     pub(crate) accel: String,
-    pub(crate) guest_memory_mib: u32,
 }
 
 /// Everything measured.
@@ -70,11 +102,12 @@ pub(crate) struct Results {
     pub(crate) machine: Machine,
     pub(crate) background: Vec<Background>,
     pub(crate) runs: Vec<Run>,
+    pub(crate) rates: Vec<Search>,
 }
 
 impl Machine {
     /// This machine, whose guests run under `accel`.
-    pub(crate) fn this(accel: &str, guest_memory_mib: u32) -> Result<Self> {
+    pub(crate) fn this(accel: &str) -> Result<Self> {
         let cpus = fs::read_to_string("/proc/cpuinfo")?;
         let memory = fs::read_to_string("/proc/meminfo")?;
         let qemu = Command::new("qemu-system-x86_64")
@@ -96,7 +129,6 @@ impl Machine {
                 .unwrap_or("unknown")
                 .to_owned(),
             accel: accel.to_owned(),
-            guest_memory_mib,
         })
     }
 }
@@ -113,50 +145,76 @@ impl Results {
         serde_json::from_str(&text).with_context(|| format!("{} is not of this version", path.display()))
     }
 
+    /// Takes over from `earlier` what `args` do not measure anew.
+    pub(crate) fn keep(&mut self, earlier: Self, args: &BenchArgs) {
+        let anew = |background: &Background| args.workloads().contains(&background.workload);
+        let runs = earlier.runs.into_iter();
+        let rates = earlier.rates.into_iter();
+        self.background
+            .extend(earlier.background.into_iter().filter(|background| !anew(background)));
+        self.runs
+            .extend(runs.filter(|run| !args.measures(run.workload, run.link_mbit, run.mode)));
+        self.rates
+            .extend(rates.filter(|search| !args.searches_for(search.workload, search.mode)));
+    }
+
     /// One run a line, so that a change of one shows as one.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let lines = |values: Vec<String>| values.join(",\n    ");
-        let runs = self.runs.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-        let background = self
-            .background
-            .iter()
-            .map(serde_json::to_string)
-            .collect::<Result<_, _>>()?;
         let text = format!(
-            "{{\n  \"machine\": {},\n  \"background\": [\n    {}\n  ],\n  \"runs\": [\n    {}\n  ]\n}}\n",
+            "{{\n  \"machine\": {},\n  \"background\": {},\n  \"runs\": {},\n  \"rates\": {}\n}}\n",
             serde_json::to_string(&self.machine)?,
-            lines(background),
-            lines(runs)
+            lines(&self.background)?,
+            lines(&self.runs)?,
+            lines(&self.rates)?,
         );
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 
+    /// Workloads and links of which there are runs, in the order in which they were measured.
+    pub(crate) fn cases(&self) -> Vec<(Workload, Link)> {
+        let mut cases = Vec::new();
+        for run in &self.runs {
+            let case = (run.workload, run.link_mbit);
+            if !cases.contains(&case) {
+                cases.push(case);
+            }
+        }
+        cases
+    }
+
     /// The runs of one cell of the table summed up; none where nothing was measured.
-    pub(crate) fn cell(&self, workload: Workload, link_mbit: u32, mode: Mode) -> Option<Cell> {
-        let of_cell = |run: &&Run| (run.workload, run.link_mbit, run.mode) == (workload, link_mbit, mode);
+    pub(crate) fn cell(&self, workload: Workload, link: Link, mode: Mode) -> Option<Cell> {
+        let of_cell = |run: &&Run| (run.workload, run.link_mbit, run.mode) == (workload, link, mode);
         let runs: Vec<&Run> = self.runs.iter().filter(of_cell).collect();
         let completed: Vec<&Run> = runs
             .iter()
             .copied()
             .filter(|run| run.status == Status::Completed)
             .collect();
-        let of = |figure: fn(&Run) -> f64| median(completed.iter().map(|run| figure(run)).collect());
-        Some(Cell {
+        (!runs.is_empty()).then(|| Cell {
             runs: runs.len(),
             completed: completed.len(),
-            figures: of(|run| run.bytes as f64).map(|bytes| Figures {
-                bytes,
-                total_ms: of(|run| run.total_ms).unwrap_or(0.0),
-                reserve_ms: of(|run| run.reserve_ms).unwrap_or(0.0),
-                blackout_ms: of(|run| run.blackout_guest_ms).unwrap_or(0.0),
-                cpu_s: of(|run| run.cpu_s).unwrap_or(0.0),
-                rss_mb: of(|run| run.rss_mb).unwrap_or(0.0),
-                vmferry_rss_mb: of(|run| run.vmferry_rss_mb).unwrap_or(0.0),
-                rounds: of(|run| run.rounds as f64).unwrap_or(0.0),
-            }),
+            figures: Figures::of(&completed),
         })
-        .filter(|cell| cell.runs > 0)
     }
+
+    /// The mode of QEMU that takes the least time among those whose every run converged, and its figures.
+    pub(crate) fn best_of_qemu(&self, workload: Workload, link: Link) -> Option<(Mode, Figures)> {
+        Mode::ALL
+            .into_iter()
+            .filter(|mode| mode.is_of_qemu())
+            .filter_map(|mode| {
+                let cell = self.cell(workload, link, mode)?;
+                Some((mode, cell.figures?)).filter(|_| cell.completed == cell.runs)
+            })
+            .min_by(|(_, one), (_, other)| one.total_ms.median.total_cmp(&other.total_ms.median))
+    }
+}
+
+/// A JSON array, one value a line.
+fn lines<T: Serialize>(values: &[T]) -> Result<String> {
+    let values: Vec<String> = values.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    Ok(format!("[\n    {}\n  ]", values.join(",\n    ")))
 }
 
 /// The runs of one workload, link and mode.
@@ -164,37 +222,71 @@ impl Results {
 pub(crate) struct Cell {
     pub(crate) runs: usize,
     pub(crate) completed: usize,
-    /// Medians of the runs that completed, each figure by itself.
+    /// Of the runs that completed, if any did.
     pub(crate) figures: Option<Figures>,
 }
 
-/// Medians.
+/// What runs measured, each figure by itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    pub(crate) bytes: f64,
-    pub(crate) total_ms: f64,
-    pub(crate) reserve_ms: f64,
-    pub(crate) blackout_ms: f64,
-    pub(crate) cpu_s: f64,
-    pub(crate) rss_mb: f64,
-    pub(crate) vmferry_rss_mb: f64,
-    pub(crate) rounds: f64,
+    pub(crate) bytes: Spread,
+    pub(crate) total_ms: Spread,
+    pub(crate) reserve_ms: Spread,
+    pub(crate) blackout_ms: Spread,
+    pub(crate) cpu_s: Spread,
+    pub(crate) rss_mb: Spread,
+    pub(crate) source_agent_mb: Spread,
+    pub(crate) target_agent_mb: Spread,
+    pub(crate) rounds: Spread,
 }
 
-/// Of an even number, the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let upper = *values.get(values.len() / 2)?;
-    let lower = *values.get(values.len().checked_sub(1)? / 2)?;
-    Some((lower + upper) / 2.0)
+impl Figures {
+    fn of(runs: &[&Run]) -> Option<Self> {
+        let of = |figure: fn(&Run) -> f64| Spread::of(runs.iter().map(|run| figure(run)).collect());
+        Some(Self {
+            bytes: of(|run| run.bytes as f64)?,
+            total_ms: of(|run| run.total_ms)?,
+            reserve_ms: of(|run| run.reserve_ms)?,
+            blackout_ms: of(|run| run.blackout_guest_ms)?,
+            cpu_s: of(|run| run.cpu_s)?,
+            rss_mb: of(|run| run.rss_mb)?,
+            source_agent_mb: of(|run| run.source_agent_mb)?,
+            target_agent_mb: of(|run| run.target_agent_mb)?,
+            rounds: of(|run| run.rounds as f64)?,
+        })
+    }
+}
+
+/// Of one figure over several runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    /// Of an even number, the mean of the two in the middle.
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// None of nothing.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let upper = *values.get(values.len() / 2)?;
+        let lower = *values.get(values.len().checked_sub(1)? / 2)?;
+        Some(Self {
+            median: (lower + upper) / 2.0,
+            min: *values.first()?,
+            max: *values.last()?,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::median;
+    use super::Spread;
 
     #[test]
     fn the_median_ignores_order_and_outliers() {
+        let median = |values| Spread::of(values).map(|spread| spread.median);
         assert_eq!(median(vec![900.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 2.0]), Some(3.0));
         assert_eq!(median(Vec::new()), None);

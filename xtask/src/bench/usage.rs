@@ -23,8 +23,10 @@ pub(crate) struct Usage {
     pub(crate) cpu: Duration,
     /// The largest sum of resident memory, both copies of the guest included, bytes.
     pub(crate) memory_bytes: u64,
-    /// The same of vmferry's processes alone, bytes.
-    pub(crate) vmferry_memory_bytes: u64,
+    /// The largest resident memory of the source's agent, bytes; 0 where there is none.
+    pub(crate) source_agent_bytes: u64,
+    /// The same of the target's.
+    pub(crate) target_agent_bytes: u64,
 }
 
 /// Watches the two hosts until told to finish.
@@ -34,15 +36,18 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Begins: what was used before does not count.
-    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+    /// Begins: what was used before does not count. `agents` are those of source and target, where there are any.
+    pub(crate) fn start(lab: &Lab, agents: Option<(u32, u32)>) -> Result<Self> {
         let mut hosts = Vec::new();
         for host in [Host::A, Host::B] {
             let namespace = Path::new("/run/netns").join(lab.namespace(host));
             let metadata = fs::metadata(&namespace).with_context(|| format!("reading {}", namespace.display()))?;
             hosts.push(format!("net:[{}]", metadata.ino()));
         }
-        let mut tally = Tally::default();
+        let mut tally = Tally {
+            agents,
+            ..Tally::default()
+        };
         tally.sample(&hosts);
         // What ran already has used nothing yet.
         for process in tally.processes.values_mut() {
@@ -79,13 +84,15 @@ struct Process {
 struct Tally {
     processes: HashMap<u32, Process>,
     memory_bytes_max: u64,
-    vmferry_memory_bytes_max: u64,
+    agents: Option<(u32, u32)>,
+    source_agent_bytes_max: u64,
+    target_agent_bytes_max: u64,
 }
 
 impl Tally {
     /// Processes may end at any moment of this: they are then left out.
     fn sample(&mut self, hosts: &[String]) {
-        let (mut memory, mut of_vmferry) = (0, 0);
+        let mut memory = 0;
         let Ok(listed) = fs::read_dir("/proc") else { return };
         for entry in listed.filter_map(Result::ok) {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -102,12 +109,16 @@ impl Tally {
             }
             let resident = resident_bytes(&folder).unwrap_or(0);
             memory += resident;
-            if fs::read_to_string(folder.join("comm")).is_ok_and(|name| name.trim_end() == "vmferry") {
-                of_vmferry += resident;
+            if let Some((source, target)) = self.agents {
+                if pid == source {
+                    self.source_agent_bytes_max = self.source_agent_bytes_max.max(resident);
+                }
+                if pid == target {
+                    self.target_agent_bytes_max = self.target_agent_bytes_max.max(resident);
+                }
             }
         }
         self.memory_bytes_max = self.memory_bytes_max.max(memory);
-        self.vmferry_memory_bytes_max = self.vmferry_memory_bytes_max.max(of_vmferry);
     }
 
     fn usage(&self) -> Usage {
@@ -118,7 +129,8 @@ impl Tally {
                 .map(|process| process.now.saturating_sub(process.before))
                 .sum(),
             memory_bytes: self.memory_bytes_max,
-            vmferry_memory_bytes: self.vmferry_memory_bytes_max,
+            source_agent_bytes: self.source_agent_bytes_max,
+            target_agent_bytes: self.target_agent_bytes_max,
         }
     }
 }

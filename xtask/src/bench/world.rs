@@ -11,28 +11,25 @@ use vmferry_e2e::image::{Extras, image, page_cache_disk};
 use vmferry_e2e::net::{Host, Lab};
 use vmferry_e2e::qemu::{Disk, Spec};
 
-use super::movers::Mover;
-use super::plan::{Mode, Workload, time_max};
-use super::records;
+use super::load::{Contents, FILES};
+use super::mode::Mode;
+use super::movers::{Moved, Mover};
+use super::plan::{Link, Workload};
 use super::results::{Run, Status};
 use super::usage::Watch;
 
-/// Memory of each guest.
-pub(crate) const MEMORY_MIB: u32 = 512;
 const BOOT_MAX: Duration = Duration::from_secs(120);
 const TICK_INTERVAL: Duration = Duration::from_millis(1);
-const FILES: &str = "/files";
 
 /// The machine that `workload` runs on.
 pub(crate) fn spec(workload: Workload) -> Result<Spec> {
-    let extras = if workload == Workload::Redis {
+    let image = image(if workload.has_redis() {
         Extras::Redis
     } else {
         Extras::None
-    };
-    let image = image(extras)?;
+    })?;
     let mut disks = Vec::new();
-    if workload == Workload::PageCache {
+    if workload.has_files() {
         disks.push(Disk {
             file: page_cache_disk(Workload::PAGE_CACHE_BYTES)?.display().to_string(),
             format: "raw".to_owned(),
@@ -43,7 +40,7 @@ pub(crate) fn spec(workload: Workload) -> Result<Spec> {
     Ok(Spec {
         accel: Accel::probed(&image)?,
         image,
-        memory_mib: MEMORY_MIB,
+        memory_mib: workload.memory_mib(),
         vcpus: 1,
         index: 0,
         disks,
@@ -56,14 +53,8 @@ pub(crate) struct World<'lab> {
     workload: Workload,
     mover: Mover<'lab>,
     guest: Guest,
+    contents: Contents,
     at: Host,
-}
-
-/// What goes on in the guest while it is moved.
-enum Load {
-    Nothing,
-    Dirtier,
-    Redis(records::Load),
 }
 
 impl<'lab> World<'lab> {
@@ -81,32 +72,31 @@ impl<'lab> World<'lab> {
 
     fn fill(lab: &'lab Lab, workload: Workload, mover: Mover<'lab>, spec: &Spec) -> Result<Self> {
         let mut guest = Guest::connect(lab, Host::Client, spec.address(), BOOT_MAX)?;
-        match workload {
-            Workload::Idle => {}
-            Workload::PageCache => {
-                guest.ask(&format!("readall {FILES}"))?;
-            }
-            Workload::Redis => {
-                guest.ask("redis --save \"\" --protected-mode no")?;
-                records::fill(lab, guest.address(), Workload::REDIS_RECORDS)?;
-            }
-            Workload::Counter | Workload::Text | Workload::Random => {
-                guest.ask(&format!("fill heap {}", Workload::STEADY_HEAP_BYTES))?;
-            }
-        }
+        let contents = Contents::fill(lab, &mut guest, workload)?;
         Ok(Self {
             lab,
             workload,
             mover,
             guest,
+            contents,
             at: Host::A,
         })
     }
 
+    /// Has the dirtier write so many bytes of pages a second from the next measurement on.
+    pub(crate) fn set_dirty_rate(&mut self, bytes_per_s: u64) {
+        self.contents.set_dirty_rate(bytes_per_s);
+    }
+
+    /// Whether the guest can be moved so.
+    pub(crate) fn can(&self, mode: Mode) -> Result<bool> {
+        self.mover.can(mode.means())
+    }
+
     /// Limits the link between the hosts, in both directions.
-    pub(crate) fn set_rate(&self, mbit: u32) -> Result<()> {
+    fn set_link(&self, link: Link) -> Result<()> {
         for host in [Host::A, Host::B] {
-            self.lab.set_rate(host, Some(mbit))?;
+            self.lab.set_rate(host, link.mbit())?;
         }
         Ok(())
     }
@@ -114,45 +104,51 @@ impl<'lab> World<'lab> {
     /// Bytes a second on the hosts' links while the workload runs and nothing is moved: part of every figure.
     pub(crate) fn background_bytes_per_s(&mut self) -> Result<u64> {
         const SPAN: Duration = Duration::from_secs(1);
-        let load = self.start_load()?;
+        let load = self.contents.start(self.lab, &mut self.guest)?;
         let ticks = Ticks::start(self.lab, Host::Client, &mut self.guest, TICK_INTERVAL)?;
         let before = self.sent_bytes()?;
         thread::sleep(SPAN);
         let bytes = self.sent_bytes()? - before;
         self.guest.ask("stop-tick")?;
         ticks.finish()?;
-        self.stop_load(load)?;
+        self.contents.stop(&mut self.guest, load)?;
         Ok(bytes)
     }
 
-    /// Moves the guest to the other host and measures that.
-    pub(crate) fn measure(&mut self, mode: Mode, link_mbit: u32) -> Result<Run> {
-        let to = if self.at == Host::A { Host::B } else { Host::A };
-        let load = self.start_load()?;
+    /// Moves the guest to the other host and measures that; for [`Workload::Return`], after it came from there.
+    pub(crate) fn measure(&mut self, mode: Mode, link: Link) -> Result<Run> {
+        if self.workload == Workload::Return {
+            self.set_link(Link::UNLIMITED)?;
+            self.mover.prepare(self.at, self.other(), true)?;
+            let there = self.migrate(mode, Link::UNLIMITED).context("on the way there")?;
+            ensure!(there.completed, "{} did not converge on the way there", mode.name());
+        }
+        self.set_link(link)?;
+        self.mover
+            .prepare(self.at, self.other(), self.workload != Workload::Return)?;
+        let load = self.contents.start(self.lab, &mut self.guest)?;
+        if self.workload == Workload::Return {
+            // What is measured is how much a minute of work changes: there is no event to await.
+            thread::sleep(Workload::AWAY);
+        }
         let ticks = Ticks::start(self.lab, Host::Client, &mut self.guest, TICK_INTERVAL)?;
-        let watch = Watch::start(self.lab)?;
+        let watch = Watch::start(self.lab, self.mover.agents(self.at, self.other())?)?;
         let sent_before = self.sent_bytes()?;
 
-        let moved = self
-            .mover
-            .migrate(self.at, to, mode.means(), time_max(link_mbit))
-            .with_context(|| format!("moving with {}", mode.name()))?;
+        let moved = self.migrate(mode, link)?;
 
         let bytes = self.sent_bytes()? - sent_before;
         let usage = watch.finish()?;
-        if moved.completed {
-            self.at = to;
-        }
         // The silence has an end only with the tick after it: an answer shows that the guest is back, and within
         // some intervals the receiver has its tick.
         self.guest.ask("ping")?;
         thread::sleep(20 * TICK_INTERVAL);
         let silence = ticks.finish()?;
         self.guest.ask("stop-tick")?;
-        self.stop_load(load)?;
+        let written_bytes_per_s = self.contents.stop(&mut self.guest, load)?;
         Ok(Run {
             workload: self.workload,
-            link_mbit,
+            link_mbit: link,
             mode,
             status: if moved.completed {
                 Status::Completed
@@ -165,48 +161,37 @@ impl<'lab> World<'lab> {
             blackout_guest_ms: milliseconds(silence.gap_max),
             cpu_s: usage.cpu.as_secs_f64(),
             rss_mb: usage.memory_bytes as f64 / 1e6,
-            vmferry_rss_mb: usage.vmferry_memory_bytes as f64 / 1e6,
+            source_agent_mb: usage.source_agent_bytes as f64 / 1e6,
+            target_agent_mb: usage.target_agent_bytes as f64 / 1e6,
             rounds: moved.rounds,
+            written_bytes_per_s,
         })
     }
 
-    /// Has the guest check all that it wrote: after all those moves nothing may differ.
-    pub(crate) fn check(mut self) -> Result<()> {
-        ensure!(self.workload.dirtier().is_none() || self.guest.check_memory()?["pages"].as_u64() > Some(0));
-        Ok(())
+    /// Has all that was written compared with what is there: after all those moves nothing may differ.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.contents.check(self.lab, &mut self.guest)
+    }
+
+    fn migrate(&mut self, mode: Mode, link: Link) -> Result<Moved> {
+        let to = self.other();
+        let moved = self
+            .mover
+            .migrate(self.at, to, mode.means(), self.workload.time_max(link))
+            .with_context(|| format!("moving with {}", mode.name()))?;
+        if moved.completed {
+            self.at = to;
+        }
+        Ok(moved)
+    }
+
+    /// The host where the guest is not.
+    fn other(&self) -> Host {
+        if self.at == Host::A { Host::B } else { Host::A }
     }
 
     fn sent_bytes(&self) -> Result<u64> {
         Ok(self.lab.tx_bytes(Host::A)? + self.lab.tx_bytes(Host::B)?)
-    }
-
-    fn start_load(&mut self) -> Result<Load> {
-        if let Some(dirtier) = self.workload.dirtier() {
-            self.guest.ask(&format!(
-                "dirty {} {} {}",
-                dirtier.kind, dirtier.bytes, dirtier.bytes_per_s
-            ))?;
-            return Ok(Load::Dirtier);
-        }
-        match self.workload {
-            Workload::Redis => Ok(Load::Redis(records::Load::start(
-                self.lab,
-                self.guest.address(),
-                Workload::REDIS_RECORDS,
-            )?)),
-            _ => Ok(Load::Nothing),
-        }
-    }
-
-    fn stop_load(&mut self, load: Load) -> Result<()> {
-        match load {
-            Load::Nothing => {}
-            Load::Dirtier => {
-                self.guest.ask("stop-dirty")?;
-            }
-            Load::Redis(load) => load.finish()?,
-        }
-        Ok(())
     }
 }
 
