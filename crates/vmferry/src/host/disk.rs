@@ -20,14 +20,10 @@ use std::{
 use nix::{fcntl, libc};
 use serde::{Deserialize, Serialize};
 
-use super::nbd_client::NbdExport;
-use crate::vm::{
-    definition::{Disk, DiskFormat},
-    nbd::NbdUri,
-};
+use vmferry_content::{BLOCK_BYTES, Blocks, NbdExport, NbdUri};
 
-/// Bytes of a sampled block; its offset and the buffer are multiples of it, as reads past the page cache need.
-const BLOCK_BYTES: usize = 4096;
+use crate::vm::definition::{Disk, DiskFormat};
+
 /// Blocks sampled at the start of a disk, where partition tables, superblocks and image headers are.
 const LEADING_BLOCKS: u64 = 32;
 /// Blocks sampled at even distances over the whole.
@@ -292,9 +288,9 @@ impl View {
         let Some(block) = self.buffer.get_mut(start..start + BLOCK_BYTES) else {
             return Ok(None);
         };
-        match &mut self.medium {
+        match &self.medium {
             Medium::File(file) => file.read_exact_at(block, offset)?,
-            Medium::Nbd(export) => export.read_exact_at(block, offset)?,
+            Medium::Nbd(export) => export.read(offset / BLOCK_BYTES as u64, block)?,
         }
         let is_zero = block.iter().all(|&byte| byte == 0);
         Ok((!is_zero).then(|| blake3::hash(block).to_hex().to_string()))

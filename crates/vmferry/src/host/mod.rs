@@ -8,7 +8,6 @@
 //! | [`capability`] | QEMU's version, machine types and CPU features; memory; KVM |
 //! | [`probes`] | what QEMU answered before |
 //! | [`disk`] | whether two hosts see one and the same disk |
-//! | [`nbd_client`] | as much of NBD as it takes to look at an export |
 //! | [`offer`] | what the source tells |
 //! | [`examine`] | what the target finds |
 //! | [`check`] | the reasons against it |
@@ -18,7 +17,6 @@ pub mod capability;
 pub mod check;
 pub mod disk;
 pub mod examine;
-pub mod nbd_client;
 pub mod offer;
 pub mod probes;
 pub mod reservations;

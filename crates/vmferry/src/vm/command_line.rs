@@ -12,11 +12,11 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use vmferry_content::NbdServer;
 
 use super::{
     definition::{Accel, Disk, MemoryBackend, Nic, Serial, VmDefinition},
     folder::VmFolder,
-    nbd::NbdServer,
 };
 
 /// Slots 0, 1 and 31 hold the chipset of one machine type or the other.

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
+use vmferry_content::NbdUri;
 
-use super::{nbd::NbdUri, size::ByteSize};
+use super::size::ByteSize;
 
 /// A virtual machine: all that decides what its guest sees, and what of its host it uses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

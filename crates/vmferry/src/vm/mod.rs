@@ -13,7 +13,6 @@ pub mod command_line;
 pub mod definition;
 pub mod folder;
 pub mod launch;
-pub mod nbd;
 pub mod network;
 pub mod process;
 pub mod size;

@@ -1,4 +1,4 @@
-//! As much of NBD as it takes to look at an export: the fixed newstyle handshake and reads (NBD's `doc/proto.md`).
+//! As much of NBD as it takes to read an export: the fixed newstyle handshake and reads (NBD's `doc/proto.md`).
 
 use std::{
     fs::File,
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::vm::nbd::{NbdServer, NbdUri};
+use super::{NbdServer, NbdUri};
 
 /// How long a server may take for each answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,17 +34,34 @@ const CMD_DISC: u16 = 2;
 
 /// A connection to one export, ready to read. It blocks its thread.
 #[derive(Debug)]
-pub struct NbdExport {
+pub(super) struct Connection {
     stream: File,
     bytes: u64,
+    /// Of the last request, so that an answer to another one is noticed.
+    handle: u64,
 }
 
-impl NbdExport {
+/// Why a read did not give what was asked for.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// The server's answer; the connection is as good as before.
+    Refused(io::Error),
+    /// The connection is of no further use.
+    Broken(io::Error),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+impl Connection {
     /// Connects and chooses the export.
     ///
     /// # Errors
     /// The server is not there, has no such export, or does not speak fixed newstyle NBD.
-    pub fn open(uri: &NbdUri) -> io::Result<Self> {
+    pub(super) fn open(uri: &NbdUri) -> io::Result<Self> {
         let mut stream = File::from(connect(&uri.server)?);
         if read_u64(&mut stream)? != MAGIC || read_u64(&mut stream)? != OPTION_MAGIC {
             return Err(protocol_error("this is no newstyle NBD server"));
@@ -56,38 +73,42 @@ impl NbdExport {
         let client_flags = u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
         stream.write_all(&[&client_flags.to_be_bytes()[..], &go_option(&uri.export)?].concat())?;
         let bytes = read_export_size(&mut stream)?;
-        Ok(Self { stream, bytes })
+        Ok(Self {
+            stream,
+            bytes,
+            handle: 0,
+        })
     }
 
     /// The export's size, bytes.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Fills `buffer` from `offset` on.
-    ///
-    /// # Errors
-    /// The server's, or the connection's; then the export is of no further use.
-    pub fn read_exact_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    /// Fills `buffer`, which is not longer than a server must answer, from `offset` on.
+    pub(super) fn read_exact_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<(), ReadError> {
         let length = u32::try_from(buffer.len()).map_err(io::Error::other)?;
-        self.stream.write_all(&request(CMD_READ, offset, length))?;
-        if read_u32(&mut self.stream)? != SIMPLE_REPLY_MAGIC {
-            return Err(protocol_error("the NBD server answers with what was not asked for"));
-        }
+        self.handle = self.handle.wrapping_add(1);
+        self.stream.write_all(&request(CMD_READ, self.handle, offset, length))?;
+        let magic = read_u32(&mut self.stream)?;
         let error = read_u32(&mut self.stream)?;
-        let _handle = read_u64(&mut self.stream)?;
+        let handle = read_u64(&mut self.stream)?;
+        if magic != SIMPLE_REPLY_MAGIC || handle != self.handle {
+            return Err(protocol_error("the NBD server answers with what was not asked for").into());
+        }
         if error != 0 {
             // NBD's error numbers are Linux's.
-            return Err(i32::try_from(error).map_or_else(io::Error::other, io::Error::from_raw_os_error));
+            let error = i32::try_from(error).map_or_else(io::Error::other, io::Error::from_raw_os_error);
+            return Err(ReadError::Refused(error));
         }
-        self.stream.read_exact(buffer)
+        Ok(self.stream.read_exact(buffer)?)
     }
 }
 
-impl Drop for NbdExport {
+impl Drop for Connection {
     /// Says goodbye, so that a server does not report a broken connection.
     fn drop(&mut self) {
-        let _ = self.stream.write_all(&request(CMD_DISC, 0, 0));
+        let _ = self.stream.write_all(&request(CMD_DISC, 0, 0, 0));
     }
 }
 
@@ -172,12 +193,11 @@ fn export_size(info: &[u8]) -> Option<u64> {
     (u16::from_be_bytes(*kind) == INFO_EXPORT).then_some(u64::from_be_bytes(*size))
 }
 
-fn request(command: u16, offset: u64, length: u32) -> Vec<u8> {
+fn request(command: u16, handle: u64, offset: u64, length: u32) -> Vec<u8> {
     let mut request = REQUEST_MAGIC.to_be_bytes().to_vec();
     request.extend(0u16.to_be_bytes());
     request.extend(command.to_be_bytes());
-    // The handle: one request at a time needs none.
-    request.extend(0u64.to_be_bytes());
+    request.extend(handle.to_be_bytes());
     request.extend(offset.to_be_bytes());
     request.extend(length.to_be_bytes());
     request

@@ -1,0 +1,160 @@
+//! The indexes of a host.
+
+use std::{
+    fs::{self, File, FileTimes},
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use super::{Cancel, Index, IndexError, ScanError, ScanOptions, file::file_bytes, scan};
+use crate::{Blocks, Change, durable};
+
+const EXTENSION: &str = "index";
+
+/// A folder with an index for each source that was indexed here, named by the source's path or URI. When they grow beyond
+/// what all may have, those go that were not used for longest.
+#[derive(Debug)]
+pub struct IndexFolder {
+    folder: PathBuf,
+    bytes_max: u64,
+    /// Held while files are added and removed.
+    changing: Mutex<()>,
+}
+
+/// Why an index could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The source was not scanned.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The index was not kept.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+impl IndexFolder {
+    /// Opens it, and makes it if there is none. At most one process may use it. `bytes_max` is for all indexes together;
+    /// each takes 8 bytes for each block of its source.
+    ///
+    /// # Errors
+    /// [`IndexError::Io`].
+    pub fn open(folder: impl Into<PathBuf>, bytes_max: u64) -> Result<Self, IndexError> {
+        let folder = folder.into();
+        durable::prepare_folder(&folder).map_err(IndexError::io("prepare the folder of", &folder))?;
+        Ok(Self {
+            folder,
+            bytes_max,
+            changing: Mutex::new(()),
+        })
+    }
+
+    /// The index of `source`, as it was saved last; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`IndexError::Io`], or [`IndexError::Unusable`] once: such a file is removed.
+    pub fn load(&self, source: &str) -> Result<Option<Index>, IndexError> {
+        let path = self.path(source);
+        match Index::load(&path) {
+            Ok(index) => {
+                // Only its place in the order of use is lost if that fails.
+                let _ =
+                    File::open(&path).and_then(|file| file.set_times(FileTimes::new().set_modified(SystemTime::now())));
+                Ok(Some(index))
+            }
+            Err(IndexError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => {
+                if matches!(error, IndexError::Unusable { .. }) {
+                    self.remove(source)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps the index of `source`.
+    ///
+    /// # Errors
+    /// [`IndexError::TooLarge`], [`IndexError::Io`]; then what there was is there still.
+    pub fn save(&self, source: &str, index: &Index) -> Result<(), IndexError> {
+        let bytes = self.bytes_of(index.hashes.len() as u64)?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.path(source);
+        self.make_room(bytes, &path)
+            .map_err(IndexError::io("make room for", &path))?;
+        index.save(&path)
+    }
+
+    /// Removes the index of `source`, if there is one.
+    ///
+    /// # Errors
+    /// [`IndexError::Io`].
+    pub fn remove(&self, source: &str) -> Result<(), IndexError> {
+        let path = self.path(source);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(IndexError::io("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// An index of `source`, which is `content`, as of now: the one that is kept if nothing was written since, and it has the
+    /// digest if one is asked for; else a new one, which is kept then. What is kept and cannot be used is replaced. It
+    /// blocks its thread; `progress` is told the number of blocks done. A device or export does not tell of writes, so it is scanned
+    /// each time: how often is the caller's to decide.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; an index that was kept is so still.
+    pub fn update(
+        &self,
+        source: &str,
+        content: &dyn Blocks,
+        options: &ScanOptions,
+        cancel: &Cancel,
+        progress: impl FnMut(u64),
+    ) -> Result<Index, UpdateError> {
+        // Before it is scanned, because the scan takes as much memory.
+        self.bytes_of(content.blocks())?;
+        // The scan replaces an index that is of no use.
+        let kept = match self.load(source) {
+            Err(IndexError::Unusable { .. }) => None,
+            kept => kept?,
+        };
+        // What is kept of another source that stood at this path says nothing of this one.
+        let mut earlier = None;
+        if let Some(kept) = kept {
+            let change = content.identity().map_err(ScanError::Read)?.since(&kept.identity);
+            if change == Change::Nothing && (kept.digest.is_some() || !options.digest) {
+                return Ok(kept);
+            }
+            earlier = (change != Change::Another).then_some(kept);
+        }
+        let index = scan(content, earlier.as_ref(), options, cancel, progress)?;
+        self.save(source, &index)?;
+        Ok(index)
+    }
+
+    /// Bytes of the index of a source of `blocks` blocks.
+    fn bytes_of(&self, blocks: u64) -> Result<u64, IndexError> {
+        let bytes = file_bytes(blocks);
+        if bytes > self.bytes_max {
+            return Err(IndexError::TooLarge {
+                bytes,
+                bytes_max: self.bytes_max,
+            });
+        }
+        Ok(bytes)
+    }
+
+    fn path(&self, source: &str) -> PathBuf {
+        self.folder.join(durable::file_name(source, EXTENSION))
+    }
+
+    /// Removes what was used longest ago until `bytes` fit beside the rest. What `path` has is replaced, so it does not count.
+    fn make_room(&self, bytes: u64, path: &Path) -> io::Result<()> {
+        let mut others = durable::files(&self.folder)?;
+        others.retain(|file| file.path != path);
+        durable::remove_oldest(others, self.bytes_max.saturating_sub(bytes))?;
+        Ok(())
+    }
+}

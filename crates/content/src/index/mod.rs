@@ -1,0 +1,42 @@
+//! A hash of each block of a source, built in the background and kept in files.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`scan`] | reads a source and hashes its blocks |
+//! | [`file`] | an index in a file |
+//! | [`folder`] | the indexes of a host, within a size, each brought up to date when it is asked for |
+//!
+//! # What bringing up to date costs
+//!
+//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`. Any other is read
+//! again as far as it is allocated, at the pace that the operator allows, and hashed; that is as long as the first time, and
+//! meanwhile the earlier index serves.
+//!
+//! QEMU could tell which blocks a guest wrote since the last scan, by a dirty bitmap that it exports over NBD. That was not
+//! taken: the bitmap has to be added to the running QEMU and is lost with it unless the image is qcow2; it knows nothing of
+//! writes by others; it has to be read and cleared at one instant, or writes between are missed; and it makes each write of
+//! the guest dearer all the time, to save background reads now and then. What a stale entry costs is one fingerprint and one
+//! more request for a page, so an index that is some hours old is nearly as good.
+
+pub mod file;
+pub mod folder;
+pub mod scan;
+
+pub use file::{IndexError, Unusable};
+pub use folder::{IndexFolder, UpdateError};
+pub use scan::{Cancel, ScanError, ScanOptions, in_background, scan};
+
+use crate::Identity;
+
+/// A weak hash of each block of a source, as it was found at some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Index {
+    /// The source, as it was before the first block was read.
+    pub identity: Identity,
+    /// BLAKE3 of all whole blocks, if that was asked for, and only if the source stayed as it was while it was read: two
+    /// hosts whose digests are equal have the same image.
+    pub digest: Option<[u8; 32]>,
+    /// [`block_hash`](vmferry_core::page::content::block_hash) of each block, in order. 0 for one that is all zero, a hole, or
+    /// could not be read.
+    pub hashes: Vec<u64>,
+}

@@ -1,0 +1,192 @@
+//! Reads a source and hashes its blocks.
+
+use std::{
+    io,
+    ops::Range,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rustix::process::setpriority_process;
+use vmferry_core::page::content::block_hash;
+
+use super::Index;
+use crate::{BLOCK_BYTES, Blocks, Change, aligned::AlignedBuffer};
+
+/// Blocks read at once: 1 MiB.
+const PIECE_BLOCKS: u64 = 256;
+/// Pieces in a row that cannot be read before the source counts as lost.
+const FAILURES_MAX: u32 = 16;
+/// Of the least priority that a process can ask for. The kernel derives the priority of its reads from it.
+const NICE: i32 = 19;
+
+/// How to scan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScanOptions {
+    /// Bytes to read in a second at most; `None` for as fast as it goes.
+    pub bytes_per_second: Option<u64>,
+    /// Whether to compute [`Index::digest`].
+    pub digest: bool,
+}
+
+/// Why there is no index.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// It was cancelled.
+    #[error("the scan was cancelled")]
+    Cancelled,
+    /// The source cannot be read.
+    #[error("cannot read it to index it: {0}; see that this host reaches it, then try again")]
+    Read(#[from] io::Error),
+}
+
+/// Ends a scan from another thread. Clones belong to the same scan.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<(Mutex<bool>, Condvar)>);
+
+impl Cancel {
+    /// For a scan that nobody has cancelled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the scan end with [`ScanError::Cancelled`] at its next piece.
+    pub fn cancel(&self) {
+        let (cancelled, told) = &*self.0;
+        *cancelled.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        told.notify_all();
+    }
+
+    /// Waits, but not when it is cancelled.
+    fn wait(&self, time: Duration) -> Result<(), ScanError> {
+        let (cancelled, told) = &*self.0;
+        let cancelled = cancelled.lock().unwrap_or_else(PoisonError::into_inner);
+        let (cancelled, _) = told
+            .wait_timeout_while(cancelled, time, |cancelled| !*cancelled)
+            .unwrap_or_else(PoisonError::into_inner);
+        if *cancelled { Err(ScanError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Hashes all blocks of `content` on this thread. Where some cannot be read, it keeps what `earlier`, an index of the same
+/// source, has of them. `progress` is told the number of blocks that are done, after each piece.
+///
+/// Blocks that are written meanwhile are found in one state or the other. It takes 8 bytes of memory for each block.
+///
+/// # Errors
+/// [`ScanError`].
+pub fn scan(
+    content: &dyn Blocks,
+    earlier: Option<&Index>,
+    options: &ScanOptions,
+    cancel: &Cancel,
+    mut progress: impl FnMut(u64),
+) -> Result<Index, ScanError> {
+    let identity = content.identity()?;
+    let blocks = content.blocks();
+    let mut scan = Scan {
+        content,
+        earlier: earlier.map_or(&[], |earlier| &earlier.hashes),
+        options,
+        cancel,
+        started: Instant::now(),
+        bytes_read: 0,
+        failures: 0,
+        is_whole: true,
+        digest: blake3::Hasher::new(),
+        hashes: Vec::new(),
+    };
+    let mut buffer = AlignedBuffer::new(PIECE_BLOCKS as usize * BLOCK_BYTES);
+    while let Some(data) = content.next_data(scan.hashes.len() as u64)? {
+        scan.skip_to(data.start)?;
+        for start in data.clone().step_by(PIECE_BLOCKS as usize) {
+            scan.piece(start..data.end.min(start + PIECE_BLOCKS), buffer.bytes())?;
+            progress(scan.hashes.len() as u64);
+        }
+    }
+    scan.skip_to(blocks)?;
+    progress(blocks);
+    let stayed = content.identity()?.since(&identity);
+    let is_known = scan.is_whole && matches!(stayed, Change::Nothing | Change::Unknown);
+    let digest = (options.digest && is_known).then(|| *scan.digest.finalize().as_bytes());
+    Ok(Index {
+        identity,
+        digest,
+        hashes: scan.hashes,
+    })
+}
+
+/// Runs `work` on a thread of its own and of the least priority.
+///
+/// # Errors
+/// The system has no more threads.
+pub fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new().name("content-scan".to_owned()).spawn(move || {
+        // On Linux it is the thread's alone. Less is always permitted.
+        let _ = setpriority_process(None, NICE);
+        work()
+    })
+}
+
+/// A scan under way. `hashes` has all blocks that are done.
+struct Scan<'a> {
+    content: &'a dyn Blocks,
+    earlier: &'a [u64],
+    options: &'a ScanOptions,
+    cancel: &'a Cancel,
+    started: Instant,
+    bytes_read: u64,
+    failures: u32,
+    /// Whether all blocks could be read.
+    is_whole: bool,
+    digest: blake3::Hasher,
+    hashes: Vec<u64>,
+}
+
+impl Scan<'_> {
+    /// Counts blocks up to `end` as zeros.
+    fn skip_to(&mut self, end: u64) -> Result<(), ScanError> {
+        static ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
+        let mut missing = end.saturating_sub(self.hashes.len() as u64);
+        self.hashes.resize(self.hashes.len() + missing as usize, 0);
+        while self.options.digest && missing > 0 {
+            self.cancel.wait(Duration::ZERO)?;
+            let count = missing.min(64);
+            self.digest.update(&ZEROS[..count as usize * BLOCK_BYTES]);
+            missing -= count;
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, blocks: Range<u64>, buffer: &mut [u8]) -> Result<(), ScanError> {
+        self.cancel.wait(self.time_until_due())?;
+        let count = (blocks.end - blocks.start) as usize;
+        let piece = &mut buffer[..count * BLOCK_BYTES];
+        self.bytes_read += piece.len() as u64;
+        if let Err(error) = self.content.read(blocks.start, piece) {
+            self.failures += 1;
+            self.is_whole = false;
+            if self.failures == FAILURES_MAX {
+                return Err(error.into());
+            }
+            let known = self.earlier.iter().skip(blocks.start as usize).copied();
+            self.hashes.extend(known.chain(std::iter::repeat(0)).take(count));
+            return Ok(());
+        }
+        self.failures = 0;
+        if self.options.digest {
+            self.digest.update(piece);
+        }
+        self.hashes.extend(piece.chunks(BLOCK_BYTES).map(block_hash));
+        Ok(())
+    }
+
+    /// How long to wait so that what was read so far stays within the pace.
+    fn time_until_due(&self) -> Duration {
+        self.options.bytes_per_second.map_or(Duration::ZERO, |pace| {
+            let due = Duration::from_secs_f64(self.bytes_read as f64 / pace.max(1) as f64);
+            due.saturating_sub(self.started.elapsed())
+        })
+    }
+}
