@@ -113,7 +113,7 @@ fn only_allocated_blocks_are_read_and_the_digest_is_of_all() {
     for folder in folders() {
         let sparse = folder.path().join("sparse");
         let file = File::create(&sparse).unwrap();
-        file.set_len(1 << 30).unwrap();
+        file.set_len(1 << 27).unwrap();
         file.write_all_at(&[7; 3 * BLOCK_BYTES], 64 << 20).unwrap();
         let sparse = ImageFile::open(&sparse).unwrap();
         let data = sparse.next_data(0).unwrap().unwrap();
@@ -126,15 +126,15 @@ fn only_allocated_blocks_are_read_and_the_digest_is_of_all() {
             ..ScanOptions::default()
         };
         let index = scan(&sparse, None, &options, &Cancel::new(), |done| steps.push(done)).unwrap();
-        assert_eq!(steps, [16387, 1 << 18]);
-        assert_eq!(index.hashes.len(), 1 << 18);
-        let found: Vec<usize> = (0..1 << 18).filter(|&block| index.hashes[block] != 0).collect();
+        assert_eq!(steps, [16387, 1 << 15]);
+        assert_eq!(index.hashes.len(), 1 << 15);
+        let found: Vec<usize> = (0..1 << 15).filter(|&block| index.hashes[block] != 0).collect();
         assert_eq!(found, [16384, 16385, 16386]);
         assert_eq!(index.hashes[16385], block_hash(&[7; BLOCK_BYTES]));
 
         let mut all = blake3::Hasher::new();
         all.update(&vec![0; 64 << 20]).update(&[7; 3 * BLOCK_BYTES]);
-        let rest = (1 << 30) - (64 << 20) - 3 * BLOCK_BYTES;
+        let rest = (1 << 27) - (64 << 20) - 3 * BLOCK_BYTES;
         all.update(&vec![0; rest]);
         assert_eq!(index.digest, Some(*all.finalize().as_bytes()));
     }

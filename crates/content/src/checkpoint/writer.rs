@@ -2,6 +2,7 @@
 
 use std::{os::unix::fs::FileExt, path::PathBuf};
 
+use rustix::fs::{Advice, fadvise};
 use vmferry_core::page::content::block_hash;
 
 use super::{
@@ -110,8 +111,11 @@ impl CheckpointWriter {
             self.write_at(&bytes, header.segment_offset(segment))?;
         }
         self.write_at(&header.encode(&self.host_key), 0)?;
-        self.draft
-            .publish(&self.path)
+        let file = self.draft.file();
+        // This host just took a guest in and has better use for the memory than a copy of what goes past the cache.
+        file.sync_all()
+            .and_then(|()| Ok(fadvise(file, 0, None, Advice::DontNeed)?))
+            .and_then(|()| self.draft.publish(&self.path))
             .map_err(CheckpointError::io("write", &self.path))
     }
 
