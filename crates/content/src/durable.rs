@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::SystemTime,
 };
 
@@ -20,28 +21,39 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// A new file beside `path`, in place of one that was left unfinished there.
+    /// A new file beside `path`. There may be several at once; the last to be published stays.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let path = path.with_extension(DRAFT);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        static DRAFTS: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
+            let path = path.with_extension(format!("{number}.{DRAFT}"));
+            let created = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path);
+            match created {
+                // Left by an earlier process.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                created => {
+                    return Ok(Self {
+                        file: created?,
+                        path,
+                        published: false,
+                    });
+                }
+            }
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?;
-        Ok(Self {
-            file,
-            path,
-            published: false,
-        })
     }
 
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Its name before it is published.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Gives it the name `path`, durably.

@@ -98,13 +98,6 @@ impl Identity {
         }
     }
 
-    /// Its length, bytes.
-    pub fn bytes(&self) -> u64 {
-        match *self {
-            Identity::File { bytes, .. } | Identity::Device { bytes, .. } | Identity::Export { bytes } => bytes,
-        }
-    }
-
     pub(crate) fn encode(&self) -> [u8; IDENTITY_BYTES] {
         let words = match *self {
             Identity::File {

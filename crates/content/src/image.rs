@@ -153,3 +153,24 @@ fn disk_sequence(device: u64) -> u64 {
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The way of a file system that refuses `O_DIRECT`, whether or not the one here does.
+    #[test]
+    fn without_direct_reads_what_was_written_last_is_read_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        fs::write(&path, [1; 4 * BLOCK_BYTES]).unwrap();
+        let image = ImageFile::open_with(&path, OFlags::empty()).unwrap();
+        let mut buffer = [0; 2 * BLOCK_BYTES + 1];
+        for byte in 1..5 {
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[byte; 4 * BLOCK_BYTES], 0).unwrap();
+            image.read(2, &mut buffer[1..]).unwrap();
+            assert_eq!(buffer[1..], [byte; 2 * BLOCK_BYTES]);
+        }
+    }
+}

@@ -17,10 +17,12 @@
 //! | [`nbd`] | exports of NBD servers |
 //! | [`identity`] | whether a source is still what it was |
 //! | [`index`] | a hash of each block: built in the background, kept in files |
+//! | [`checkpoint`] | memory that an earlier migration left, encrypted |
 //! | `durable` | files that are there whole or not at all |
 
 mod aligned;
 pub mod blocks;
+pub mod checkpoint;
 mod durable;
 pub mod identity;
 pub mod image;
@@ -28,6 +30,7 @@ pub mod index;
 pub mod nbd;
 
 pub use blocks::{BLOCK_BYTES, Blocks};
+pub use checkpoint::{Checkpoint, CheckpointError, CheckpointFolder, CheckpointWriter, HostKey, KeyError};
 pub use identity::{Change, Identity};
 pub use image::ImageFile;
 pub use index::{Cancel, Index, IndexError, IndexFolder, ScanError, ScanOptions, UpdateError};

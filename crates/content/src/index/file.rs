@@ -231,3 +231,6 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Unusable> {
     *rest = behind;
     Ok(*taken)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`scan`] | reads a source and hashes its blocks |
-//! | [`file`] | an index in a file |
+//! | [`scan`](mod@scan) | reads a source and hashes its blocks |
+//! | [`file`](mod@file) | an index in a file |
 //! | [`folder`] | the indexes of a host, within a size, each brought up to date when it is asked for |
 //!
 //! # What bringing up to date costs

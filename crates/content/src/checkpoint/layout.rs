@@ -1,0 +1,147 @@
+//! Where what stands in a checkpoint's file.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::key::{HostKey, KEY_BYTES, TAG_BYTES};
+use crate::BLOCK_BYTES;
+
+const MAGIC: [u8; 8] = *b"vmfmemry";
+/// One more for each change of the layout, the cipher or the hash.
+const VERSION: u32 = 1;
+/// Bytes of the header that say something. It takes a block of the file.
+pub const HEADER_BYTES: usize = 96;
+/// Bytes of it that the authentication code covers, and that the checksum covers.
+const FIELDS_BYTES: usize = 56;
+const CHECKED_BYTES: usize = 88;
+/// Hashes encrypted together.
+pub(super) const SEGMENT_HASHES: u64 = 4096;
+/// Bytes of a hash.
+pub(super) const HASH_BYTES: u64 = 8;
+
+/// Why bytes are not the header of a checkpoint of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// They begin with something else.
+    #[error("it is another kind of file")]
+    NotACheckpoint,
+    /// Another version of vmferry wrote it.
+    #[error("it has version {found}, and this vmferry reads {VERSION}")]
+    OtherVersion {
+        /// What it says.
+        found: u32,
+    },
+    /// Not what was written.
+    #[error("it is damaged")]
+    Damaged,
+    /// Bytes of the file are missing, or there are more than there should be.
+    #[error("it has {found} bytes and should have {expected}")]
+    OtherLength {
+        /// Bytes that there should be.
+        expected: u64,
+        /// Bytes that there are.
+        found: u64,
+    },
+    /// It was encrypted with another key.
+    #[error("it was encrypted with another key than this host's")]
+    OtherKey,
+}
+
+/// A header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Drawn for this file.
+    pub salt: [u8; KEY_BYTES],
+    /// Blocks in it.
+    pub blocks: u64,
+}
+
+impl Header {
+    /// The header's bytes.
+    pub fn encode(&self, key: &HostKey) -> [u8; HEADER_BYTES] {
+        let mut encoded = [0; HEADER_BYTES];
+        encoded[..8].copy_from_slice(&MAGIC);
+        encoded[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        // Four bytes of zeros keep the rest at multiples of eight.
+        encoded[16..48].copy_from_slice(&self.salt);
+        encoded[48..FIELDS_BYTES].copy_from_slice(&self.blocks.to_le_bytes());
+        let code = blake3::keyed_hash(&key.header_key(&self.salt), &encoded[..FIELDS_BYTES]);
+        encoded[FIELDS_BYTES..CHECKED_BYTES].copy_from_slice(code.as_bytes());
+        let checksum = xxh3_64(&encoded[..CHECKED_BYTES]);
+        encoded[CHECKED_BYTES..].copy_from_slice(&checksum.to_le_bytes());
+        encoded
+    }
+
+    /// Reads the header of a file of `file_bytes` bytes.
+    ///
+    /// # Errors
+    /// [`HeaderError`].
+    pub fn decode(encoded: &[u8; HEADER_BYTES], file_bytes: u64, key: &HostKey) -> Result<Self, HeaderError> {
+        let mut rest = &encoded[..];
+        if take(&mut rest) != MAGIC {
+            return Err(HeaderError::NotACheckpoint);
+        }
+        let version = u32::from_le_bytes(take(&mut rest));
+        if version != VERSION {
+            return Err(HeaderError::OtherVersion { found: version });
+        }
+        let _padding: [u8; 4] = take(&mut rest);
+        let header = Self {
+            salt: take(&mut rest),
+            blocks: u64::from_le_bytes(take(&mut rest)),
+        };
+        let code = blake3::Hash::from_bytes(take(&mut rest));
+        let checksum = u64::from_le_bytes(take(&mut rest));
+        if checksum != xxh3_64(&encoded[..CHECKED_BYTES]) {
+            return Err(HeaderError::Damaged);
+        }
+        let expected = header.file_bytes();
+        if file_bytes != expected {
+            return Err(HeaderError::OtherLength {
+                expected,
+                found: file_bytes,
+            });
+        }
+        if code != blake3::keyed_hash(&key.header_key(&header.salt), &encoded[..FIELDS_BYTES]) {
+            return Err(HeaderError::OtherKey);
+        }
+        Ok(header)
+    }
+
+    /// Where the tag of a block stands.
+    pub(super) fn tag_offset(&self, block: u64) -> u64 {
+        block_offset(self.blocks).saturating_add(block.saturating_mul(TAG_BYTES as u64))
+    }
+
+    /// Where a segment of hashes stands, with its tag behind it.
+    pub(super) fn segment_offset(&self, segment: u64) -> u64 {
+        let whole = SEGMENT_HASHES * HASH_BYTES + TAG_BYTES as u64;
+        self.tag_offset(self.blocks)
+            .saturating_add(segment.saturating_mul(whole))
+    }
+
+    /// Bytes of the file.
+    pub(super) fn file_bytes(&self) -> u64 {
+        file_bytes(self.blocks)
+    }
+}
+
+/// Bytes of the file of a checkpoint of `blocks` blocks.
+pub(super) fn file_bytes(blocks: u64) -> u64 {
+    let segments = blocks.div_ceil(SEGMENT_HASHES);
+    let for_each_block = BLOCK_BYTES as u64 + TAG_BYTES as u64 + HASH_BYTES;
+    (BLOCK_BYTES as u64)
+        .saturating_add(blocks.saturating_mul(for_each_block))
+        .saturating_add(segments.saturating_mul(TAG_BYTES as u64))
+}
+
+/// Where a block stands.
+pub(super) fn block_offset(block: u64) -> u64 {
+    block.saturating_add(1).saturating_mul(BLOCK_BYTES as u64)
+}
+
+/// The next `N` bytes of a header, which has as many.
+fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
+    rest.split_off(..N)
+        .and_then(|taken| taken.try_into().ok())
+        .unwrap_or([0; N])
+}

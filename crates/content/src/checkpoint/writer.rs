@@ -1,0 +1,168 @@
+//! A checkpoint while it is written.
+
+use std::{os::unix::fs::FileExt, path::PathBuf};
+
+use rustix::fs::{Advice, fadvise};
+use vmferry_core::page::content::block_hash;
+
+use super::{
+    CheckpointError, CheckpointFolder, HostKey,
+    key::{FileKey, KEY_BYTES, Part, TAG_BYTES, random},
+    layout::{HASH_BYTES, Header, SEGMENT_HASHES, block_offset, file_bytes},
+};
+use crate::{BLOCK_BYTES, durable::Draft};
+
+/// Blocks written at once: 1 MiB.
+const PIECE_BLOCKS: usize = 256;
+/// Bytes by which the file grows, so that the quota is looked at now and then.
+const GROWTH_BYTES: u64 = 64 << 20;
+
+/// Writes a checkpoint. Dropped before [`CheckpointWriter::finish`], it leaves nothing. Its methods block their thread, and
+/// it takes 24 bytes of memory for each block.
+#[derive(Debug)]
+pub struct CheckpointWriter {
+    folder: CheckpointFolder,
+    path: PathBuf,
+    draft: Draft,
+    salt: [u8; KEY_BYTES],
+    host_key: HostKey,
+    key: FileKey,
+    /// Bytes that the file may have before it has to grow.
+    room: u64,
+    /// Whether a call failed, so that blocks are missing.
+    failed: bool,
+    /// Encrypted blocks that are not written yet, less than [`PIECE_BLOCKS`].
+    piece: Vec<u8>,
+    tags: Vec<[u8; TAG_BYTES]>,
+    hashes: Vec<u64>,
+}
+
+impl CheckpointWriter {
+    pub(super) fn create(folder: CheckpointFolder, path: PathBuf, key: &HostKey) -> Result<Self, CheckpointError> {
+        let io_error = |error| CheckpointError::io("create", &path)(error);
+        let salt = random().map_err(io_error)?;
+        Ok(Self {
+            draft: Draft::create(&path).map_err(io_error)?,
+            key: key.file_key(&salt).map_err(io_error)?,
+            host_key: key.clone(),
+            folder,
+            salt,
+            room: 0,
+            failed: false,
+            piece: Vec::with_capacity(PIECE_BLOCKS * BLOCK_BYTES),
+            tags: Vec::new(),
+            hashes: Vec::new(),
+            path,
+        })
+    }
+
+    /// Adds memory, in any order: one page or many. Blocks of zeros are left out. Content that is added again later is kept
+    /// beside the earlier one.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OverQuota`], [`CheckpointError::Io`], [`CheckpointError::PartOfABlock`]. After the first two it
+    /// can only be dropped.
+    pub fn add(&mut self, memory: &[u8]) -> Result<(), CheckpointError> {
+        let (blocks, rest) = memory.as_chunks::<BLOCK_BYTES>();
+        if !rest.is_empty() {
+            return Err(CheckpointError::PartOfABlock(memory.len()));
+        }
+        if self.failed {
+            return Err(CheckpointError::Incomplete);
+        }
+        // Until it succeeded.
+        self.failed = true;
+        for block in blocks {
+            self.add_block(block)?;
+        }
+        self.failed = false;
+        Ok(())
+    }
+
+    /// Blocks in it so far.
+    pub fn blocks(&self) -> u64 {
+        self.hashes.len() as u64
+    }
+
+    /// Makes it the checkpoint of its VM, durably.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OverQuota`], [`CheckpointError::Io`], [`CheckpointError::Incomplete`]; then the earlier checkpoint
+    /// stays, unless it made room.
+    pub fn finish(mut self) -> Result<(), CheckpointError> {
+        if self.failed {
+            return Err(CheckpointError::Incomplete);
+        }
+        self.write_piece()?;
+        self.reserve_exactly(file_bytes(self.blocks()))?;
+        let header = Header {
+            salt: self.salt,
+            blocks: self.blocks(),
+        };
+        self.write_at(self.tags.as_flattened(), header.tag_offset(0))?;
+        for (hashes, segment) in self.hashes.chunks(SEGMENT_HASHES as usize).zip(0..) {
+            let mut bytes = Vec::with_capacity(hashes.len() * HASH_BYTES as usize + TAG_BYTES);
+            bytes.extend(hashes.iter().flat_map(|hash| hash.to_le_bytes()));
+            let tag = self
+                .key
+                .encrypt(Part::Hashes(segment), &mut bytes)
+                .map_err(CheckpointError::io("encrypt", &self.path))?;
+            bytes.extend_from_slice(&tag);
+            self.write_at(&bytes, header.segment_offset(segment))?;
+        }
+        self.write_at(&header.encode(&self.host_key), 0)?;
+        let file = self.draft.file();
+        // This host just took a guest in and has better use for the memory than a copy of what goes past the cache.
+        file.sync_all()
+            .and_then(|()| Ok(fadvise(file, 0, None, Advice::DontNeed)?))
+            .and_then(|()| self.draft.publish(&self.path))
+            .map_err(CheckpointError::io("write", &self.path))
+    }
+
+    fn add_block(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<(), CheckpointError> {
+        let hash = block_hash(block);
+        if hash == 0 {
+            return Ok(());
+        }
+        let start = self.piece.len();
+        self.piece.extend_from_slice(block);
+        let tag = self
+            .key
+            .encrypt(Part::Block(self.blocks()), &mut self.piece[start..])
+            .map_err(CheckpointError::io("encrypt", &self.path))?;
+        self.tags.push(tag);
+        self.hashes.push(hash);
+        if self.piece.len() == PIECE_BLOCKS * BLOCK_BYTES {
+            self.write_piece()?;
+        }
+        Ok(())
+    }
+
+    fn write_piece(&mut self) -> Result<(), CheckpointError> {
+        let first = self.blocks() - (self.piece.len() / BLOCK_BYTES) as u64;
+        let bytes = file_bytes(self.blocks());
+        if bytes > self.room {
+            // In steps while the quota has room for them.
+            match self.reserve_exactly(bytes.saturating_add(GROWTH_BYTES)) {
+                Err(CheckpointError::OverQuota { .. }) => self.reserve_exactly(bytes)?,
+                reserved => reserved?,
+            }
+        }
+        self.write_at(&self.piece, block_offset(first))?;
+        self.piece.clear();
+        Ok(())
+    }
+
+    fn reserve_exactly(&mut self, bytes: u64) -> Result<(), CheckpointError> {
+        self.folder.grow(&self.draft, &self.path, bytes)?;
+        self.room = bytes;
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), CheckpointError> {
+        self.draft
+            .file()
+            .write_all_at(bytes, offset)
+            .map_err(CheckpointError::io("write", &self.path))
+    }
+}

@@ -1,0 +1,156 @@
+//! The indexes of a host, kept and brought up to date.
+
+use std::{
+    fs::{self, File, FileTimes, OpenOptions},
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use vmferry_content::{
+    BLOCK_BYTES, Blocks, Cancel, Change, ImageFile, Index, IndexError, IndexFolder, ScanOptions, UpdateError,
+    index::{Unusable, scan},
+};
+use vmferry_core::page::content::block_hash;
+
+/// Block `n` of an image is filled with `n + 1`, from 251 on with 1 and so on again.
+fn image(path: &Path, blocks: usize) -> PathBuf {
+    let content: Vec<u8> = (0..blocks).flat_map(|n| [(n % 251) as u8 + 1; BLOCK_BYTES]).collect();
+    fs::write(path, content).unwrap();
+    path.to_owned()
+}
+
+fn overwrite(path: &Path, block: u64, byte: u8) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[byte; BLOCK_BYTES], block * BLOCK_BYTES as u64)
+        .unwrap();
+    // Two writes within one tick of the file system's clock have the same time.
+    file.set_times(FileTimes::new().set_modified(SystemTime::now() + Duration::from_secs(u64::from(byte))))
+        .unwrap();
+}
+
+fn scan_all(content: &dyn Blocks) -> Index {
+    scan(content, None, &ScanOptions::default(), &Cancel::new(), |_| {}).unwrap()
+}
+
+#[test]
+fn an_index_is_kept_until_its_image_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image(&folder.path().join("image"), 10);
+    let indexes = folder.path().join("indexes");
+    let update = |digest| {
+        // As after a restart.
+        let indexes = IndexFolder::open(&indexes, 1 << 20).unwrap();
+        let mut was_read = false;
+        let options = ScanOptions {
+            digest,
+            ..ScanOptions::default()
+        };
+        let image = ImageFile::open(&path).unwrap();
+        let index = indexes
+            .update("image", &image, &options, &Cancel::new(), |_| was_read = true)
+            .unwrap();
+        (index, was_read)
+    };
+    let (first, was_read) = update(false);
+    assert!(was_read);
+    assert_eq!(update(false), (first.clone(), false));
+
+    // Only the time of the inode's own change.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(update(false), (first.clone(), false));
+
+    let (with_digest, was_read) = update(true);
+    assert!(was_read && with_digest.digest.is_some() && first.digest.is_none());
+    assert_eq!(update(false), (with_digest, false));
+
+    overwrite(&path, 3, 77);
+    let (changed, was_read) = update(false);
+    assert!(was_read);
+    assert_eq!(changed.hashes[3], block_hash(&[77; BLOCK_BYTES]));
+    assert_eq!(changed.identity.since(&first.identity), Change::Content);
+
+    // Another file by this name.
+    fs::remove_file(&path).unwrap();
+    image(&path, 20);
+    let (another, was_read) = update(false);
+    assert!(was_read);
+    assert_eq!(another.hashes.len(), 20);
+}
+
+#[test]
+fn a_damaged_index_is_told_once_and_built_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = ImageFile::open(&image(&folder.path().join("image"), 10)).unwrap();
+    let indexes = IndexFolder::open(folder.path().join("indexes"), 1 << 20).unwrap();
+    let index = scan_all(&image);
+    indexes.save("image", &index).unwrap();
+    let file = fs::read_dir(folder.path().join("indexes"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let damage = || {
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[125] ^= 1;
+        fs::write(&file, bytes).unwrap();
+    };
+    damage();
+    assert!(matches!(
+        indexes.load("image"),
+        Err(IndexError::Unusable {
+            reason: Unusable::Damaged,
+            ..
+        })
+    ));
+    assert_eq!(indexes.load("image").unwrap(), None);
+
+    indexes.save("image", &index).unwrap();
+    damage();
+    let updated = indexes
+        .update("image", &image, &ScanOptions::default(), &Cancel::new(), |_| {})
+        .unwrap();
+    assert_eq!(updated, index);
+    assert_eq!(indexes.load("image").unwrap(), Some(index));
+}
+
+#[test]
+fn the_index_unused_for_longest_makes_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = ImageFile::open(&image(&folder.path().join("image"), 10)).unwrap();
+    let index = scan_all(&image);
+    let each = fs::metadata({
+        let path = folder.path().join("alone");
+        index.save(&path).unwrap();
+        path
+    })
+    .unwrap()
+    .len();
+    let open = |bytes_max| IndexFolder::open(folder.path().join("indexes"), bytes_max).unwrap();
+    let indexes = open(2 * each);
+    let age = |days: u64| {
+        for entry in fs::read_dir(folder.path().join("indexes")).unwrap() {
+            let file = File::open(entry.unwrap().path()).unwrap();
+            let earlier = file.metadata().unwrap().modified().unwrap() - Duration::from_secs(days * 86_400);
+            file.set_times(FileTimes::new().set_modified(earlier)).unwrap();
+        }
+    };
+    indexes.save("a", &index).unwrap();
+    age(1);
+    indexes.save("b", &index).unwrap();
+    age(1);
+    assert!(indexes.load("a").unwrap().is_some());
+    age(1);
+    indexes.save("b", &index).unwrap();
+    indexes.save("c", &index).unwrap();
+    let held = ["a", "b", "c"].map(|source| indexes.load(source).unwrap().is_some());
+    assert_eq!(held, [false, true, true]);
+
+    let too_small = open(each - 1);
+    assert!(matches!(too_small.save("d", &index), Err(IndexError::TooLarge { .. })));
+    let updated = too_small.update("d", &image, &ScanOptions::default(), &Cancel::new(), |_| {
+        panic!("it was scanned in vain");
+    });
+    assert!(matches!(updated, Err(UpdateError::Index(IndexError::TooLarge { .. }))));
+}
