@@ -218,10 +218,28 @@ impl GuestMemory {
     /// Hashes the pages of a set, block by block, in address order.
     pub fn hash(&self, pages: &PageSet, page_bytes: usize) -> io::Result<MemoryHash> {
         let mut hasher = blake3::Hasher::new();
+        let mut bytes = 0;
+        self.read_all(pages, page_bytes, &mut |part| {
+            hasher.update(part);
+            bytes += part.len() as u64;
+            Ok(())
+        })?;
+        Ok(MemoryHash {
+            bytes,
+            hash: *hasher.finalize().as_bytes(),
+        })
+    }
+
+    /// Reads the pages of a set, block by block, in address order, some at once.
+    pub(crate) fn read_all(
+        &self,
+        pages: &PageSet,
+        page_bytes: usize,
+        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut chunk = vec![0; CHUNK_BYTES];
         let per_chunk = (CHUNK_BYTES / page_bytes.max(1)).max(1) as u64;
         let mut pages = pages.iter().peekable();
-        let mut bytes = 0;
         while let Some((block, first)) = pages.next() {
             let mut count = 1;
             while count < per_chunk && pages.next_if_eq(&(block, first + count)).is_some() {
@@ -229,12 +247,8 @@ impl GuestMemory {
             }
             let part = &mut chunk[..count as usize * page_bytes];
             self.read(block, first * page_bytes as u64, part)?;
-            hasher.update(part);
-            bytes += part.len() as u64;
+            each(part)?;
         }
-        Ok(MemoryHash {
-            bytes,
-            hash: *hasher.finalize().as_bytes(),
-        })
+        Ok(())
     }
 }

@@ -209,6 +209,26 @@ impl Source {
         })
     }
 
+    /// Reads every page that was sent, as the guest's memory holds it now, except those that stand in known content. A part of
+    /// them at once; whole pages.
+    pub fn read_memory(
+        &self,
+        memory: &mut GuestMemory,
+        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let catalog = &self.shared.settings.catalog;
+        self.shared.ordered.look(|ordered| {
+            memory.set_blocks(&ordered.blocks);
+            let page_bytes = ordered.page_bytes.max(1);
+            memory.read_all(&ordered.sent, page_bytes, &mut |pages| {
+                pages
+                    .chunks(page_bytes)
+                    .filter(|page| !catalog.holds(page))
+                    .try_for_each(&mut *each)
+            })
+        })
+    }
+
     /// The sums so far.
     pub fn counters(&self) -> Counters {
         let shared = &self.shared;

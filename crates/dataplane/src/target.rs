@@ -154,6 +154,16 @@ impl Target {
         Some(memory.hash(ordered.assembler.touched(), ordered.assembler.page_bytes()))
     }
 
+    /// Reads every page that the stream carried and that was written straight into the guest's memory. A part of them at once;
+    /// whole pages.
+    pub fn read_memory(&self, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let ordered = lock(&self.shared.ordered);
+        let (Some(memory), Some(_)) = (&ordered.memory, &ordered.placement) else {
+            return Ok(());
+        };
+        memory.read_all(ordered.assembler.touched(), ordered.assembler.page_bytes().max(1), each)
+    }
+
     /// Bytes of pages that were written straight into the guest's memory, and why it is not all of them if others went
     /// through QEMU.
     pub fn placed(&self) -> (u64, Option<String>) {

@@ -194,6 +194,13 @@ impl Catalog {
         }
     }
 
+    /// Whether a block stands in one of them, as far as the source knows.
+    pub fn holds(&self, block: &[u8]) -> bool {
+        let hash = block_hash(block);
+        let mut good = self.sources.iter().filter(|source| source.is_good());
+        good.any(|source| source.table.find(hash).is_some())
+    }
+
     /// The target did not find a page where it was referred to.
     pub fn missed(&self, source: u16) {
         if let Some(source) = self.sources.get(usize::from(source)) {

@@ -21,6 +21,9 @@ const INDEX_SPACE_DEFAULT: ByteSize = ByteSize(2 << 30);
 /// Memory for indexes, where nothing else is said: those of 58 GiB of content, each block counted once.
 const INDEX_MEMORY_DEFAULT: ByteSize = ByteSize(128 << 20);
 
+/// Room for memory of VMs that left, where nothing else is said.
+const KEPT_MEMORY_DEFAULT: ByteSize = ByteSize(8 << 30);
+
 /// Settings of an agent: each is a flag of `vmferry agent` and a key of its configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Args)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -60,6 +63,13 @@ pub struct Settings {
     /// Memory for indexes while a VM is moved away [default: 128MiB].
     #[arg(long, value_name = "SIZE")]
     pub index_memory: Option<ByteSize>,
+    /// Room in the state directory for memory of VMs that left, encrypted, so that little of it has to be sent if they come
+    /// back; 0 to keep none [default: 8GiB].
+    #[arg(long, value_name = "SIZE")]
+    pub kept_memory: Option<ByteSize>,
+    /// The key of that memory, 32 random bytes; made where it is absent [default: content.key in the state directory].
+    #[arg(long, value_name = "PATH")]
+    pub kept_memory_key: Option<PathBuf>,
 }
 
 /// Settings with every default filled in, and paths absolute: QEMU changes its working directory.
@@ -87,6 +97,10 @@ pub struct Config {
     pub index_space: ByteSize,
     /// Memory for indexes while a VM is moved away.
     pub index_memory: ByteSize,
+    /// Room for memory of VMs that left.
+    pub kept_memory: ByteSize,
+    /// The key of that memory.
+    pub kept_memory_key: PathBuf,
 }
 
 /// The API's socket where none is named.
@@ -123,6 +137,8 @@ impl Settings {
             index_bandwidth: self.index_bandwidth.or(other.index_bandwidth),
             index_space: self.index_space.or(other.index_space),
             index_memory: self.index_memory.or(other.index_memory),
+            kept_memory: self.kept_memory.or(other.kept_memory),
+            kept_memory_key: self.kept_memory_key.or(other.kept_memory_key),
         }
     }
 
@@ -133,12 +149,12 @@ impl Settings {
     pub fn resolve(self) -> io::Result<Config> {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let qemu = self.qemu.unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
+        let state_dir = std::path::absolute(self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/vmferry")))?;
         let is_looked_up_in_path = qemu.components().count() == 1;
         Ok(Config {
             listen: self
                 .listen
                 .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT_DEFAULT))),
-            state_dir: std::path::absolute(self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/vmferry")))?,
             socket: std::path::absolute(self.socket.unwrap_or_else(default_socket))?,
             name: self.name.unwrap_or_else(host_name),
             qemu: if is_looked_up_in_path {
@@ -156,6 +172,9 @@ impl Settings {
             index_bandwidth: self.index_bandwidth.unwrap_or(INDEX_BANDWIDTH_DEFAULT),
             index_space: self.index_space.unwrap_or(INDEX_SPACE_DEFAULT),
             index_memory: self.index_memory.unwrap_or(INDEX_MEMORY_DEFAULT),
+            kept_memory: self.kept_memory.unwrap_or(KEPT_MEMORY_DEFAULT),
+            kept_memory_key: std::path::absolute(self.kept_memory_key.unwrap_or_else(|| state_dir.join("content.key")))?,
+            state_dir,
         })
     }
 }
