@@ -95,7 +95,8 @@ impl Header {
             return Err(HeaderError::Damaged);
         }
         let expected = header.file_bytes();
-        if file_bytes != expected {
+        // No file has as many bytes as where the sum ends.
+        if file_bytes != expected || expected == u64::MAX {
             return Err(HeaderError::OtherLength {
                 expected,
                 found: file_bytes,
@@ -144,4 +145,26 @@ fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
     rest.split_off(..N)
         .and_then(|taken| taken.try_into().ok())
         .unwrap_or([0; N])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lengths of such a file end where numbers do.
+    #[test]
+    fn more_blocks_than_any_file_has_are_refused() {
+        let key = HostKey::new([7; KEY_BYTES]);
+        for blocks in [u64::MAX, u64::MAX / 4096, 0x5a5a_5a5a_5a5a_5a5a] {
+            let encoded = Header {
+                salt: [1; KEY_BYTES],
+                blocks,
+            }
+            .encode(&key);
+            for bytes in [0, 8192, i64::MAX as u64, u64::MAX] {
+                let told = Header::decode(&encoded, bytes, &key);
+                assert!(matches!(told, Err(HeaderError::OtherLength { found, .. }) if found == bytes));
+            }
+        }
+    }
 }

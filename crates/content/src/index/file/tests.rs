@@ -68,6 +68,11 @@ fn each_reason_is_told_apart() {
     assert!(matches!(with(8, 2), Unusable::OtherVersion { found: 2 }));
     assert!(matches!(with(87, 0xff), Unusable::OtherLength { .. }));
     assert!(matches!(with(130, 0xff), Unusable::Damaged));
+    // More hashes than any file has.
+    let mut endless = whole.clone();
+    endless[80..88].fill(0xff);
+    let told = Index::read_from(&mut &endless[..], u64::MAX);
+    assert!(matches!(told, Err(Unusable::OtherLength { .. })));
     // The file ends before the length that its folder told.
     let short = Index::read_from(&mut &whole[..140], whole.len() as u64);
     assert!(matches!(short, Err(Unusable::Read(_))));
