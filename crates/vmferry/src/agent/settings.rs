@@ -173,7 +173,9 @@ impl Settings {
             index_space: self.index_space.unwrap_or(INDEX_SPACE_DEFAULT),
             index_memory: self.index_memory.unwrap_or(INDEX_MEMORY_DEFAULT),
             kept_memory: self.kept_memory.unwrap_or(KEPT_MEMORY_DEFAULT),
-            kept_memory_key: std::path::absolute(self.kept_memory_key.unwrap_or_else(|| state_dir.join("content.key")))?,
+            kept_memory_key: std::path::absolute(
+                self.kept_memory_key.unwrap_or_else(|| state_dir.join("content.key")),
+            )?,
             state_dir,
         })
     }

@@ -9,8 +9,10 @@
 //! | [`name`] | what two hosts call the same content |
 //! | `storage` | what a VM reads |
 //! | `indexer` | keeps the indexes up to date |
+//! | [`kept`] | memory that VMs left here |
 
 mod indexer;
+pub mod kept;
 pub mod name;
 mod storage;
 
@@ -19,12 +21,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch as latest;
-use vmferry_content::{BLOCK_BYTES, Blocks, IndexError, IndexFolder, ScanOptions};
+use vmferry_content::{BLOCK_BYTES, Blocks, CheckpointFolder, HostKey, IndexFolder, ScanOptions};
 use vmferry_core::page::BlockTable;
 
 use crate::agent::Config;
 use crate::api::types::{IndexState, IndexView};
 use crate::vm::RunningVm;
+use kept::KeptMemory;
 use name::ContentName;
 
 pub(crate) use indexer::keep;
@@ -42,6 +45,7 @@ pub struct KnownContent {
     options: ScanOptions,
     /// Blocks of all tables of a migration together.
     table_blocks_max: usize,
+    kept: Option<KeptMemory>,
     sources: latest::Sender<BTreeMap<String, Source>>,
 }
 
@@ -91,9 +95,17 @@ impl KnownContent {
     /// As an agent's settings have it.
     ///
     /// # Errors
-    /// [`IndexError::Io`].
-    pub fn open(config: &Config) -> Result<Self, IndexError> {
+    /// A folder or the key can't be used; the sentence says what to do.
+    pub fn open(config: &Config) -> anyhow::Result<Self> {
         let folder = config.state_dir.join("content");
+        let kept = match config.kept_memory.0 {
+            0 => None,
+            quota => {
+                let key = HostKey::load(&config.kept_memory_key)?;
+                let checkpoints = CheckpointFolder::open(folder.join("memory"), key, quota)?;
+                Some(KeptMemory::new(checkpoints))
+            }
+        };
         Ok(Self {
             indexes: Arc::new(IndexFolder::open(folder.join("indexes"), config.index_space.0)?),
             images: config.images.iter().map(|path| path.display().to_string()).collect(),
@@ -102,6 +114,7 @@ impl KnownContent {
                 digest: false,
             },
             table_blocks_max: usize::try_from(config.index_memory.0 / TABLE_BYTES_PER_BLOCK).unwrap_or(usize::MAX),
+            kept,
             sources: latest::Sender::new(BTreeMap::new()),
         })
     }
@@ -163,6 +176,11 @@ impl KnownContent {
             wanted.into_iter().map(|source| source.and_then(open)).collect()
         });
         opened.await.unwrap_or_default()
+    }
+
+    /// The memory that VMs left here, if any is kept.
+    pub fn kept(&self) -> Option<KeptMemory> {
+        self.kept.clone()
     }
 
     /// What is indexed, and how far it is.

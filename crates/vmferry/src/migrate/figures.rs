@@ -58,6 +58,8 @@ pub(super) struct Account {
     forecast: Forecast,
     stopped_at: Option<Instant>,
     blackout: Option<Duration>,
+    /// When the guest ran on the target, since the beginning: what follows is done for later, not for this migration.
+    arrived: Option<Duration>,
     qemu: i32,
     cpu_at_start: (Duration, Duration),
     /// QEMU's processor time when it was ended.
@@ -86,6 +88,7 @@ impl Account {
             forecast: Forecast::default(),
             stopped_at: None,
             blackout: None,
+            arrived: None,
             qemu,
             cpu_at_start: (cpu_of("self"), cpu_of(qemu)),
             qemu_cpu: None,
@@ -120,6 +123,7 @@ impl Account {
     /// The target says that the guest runs there.
     pub(super) fn guest_runs_there(&mut self) {
         self.blackout = self.blackout.or(self.stopped_at.map(|at| at.elapsed()));
+        self.arrived = self.arrived.or(Some(self.began.elapsed()));
     }
 
     /// QEMU is about to be ended.
@@ -159,6 +163,7 @@ impl Account {
         let (agent_start, qemu_start) = self.cpu_at_start;
         let qemu_cpu = self.qemu_cpu.unwrap_or_else(|| cpu_of(self.qemu));
         Report {
+            total_ms: self.arrived.map_or(head.total_ms, ms),
             stages: self.stages.finish(),
             rounds: rounds(counters, &self.rounds, Instant::now()),
             blackout_source_ms: self.blackout.map(ms),

@@ -420,6 +420,7 @@ impl Driver {
             }
             SourceEffect::EndQemu => {
                 self.account.qemu_ends();
+                self.keep_memory().await;
                 self.agent.give_away(&self.handle.vm, &self.handle.request.to);
                 let ended = self.vm.end().await.and_then(|()| self.vm.folder.remove());
                 if let Err(error) = ended {
@@ -523,6 +524,21 @@ impl Driver {
             Ok(())
         } else {
             Err("the two memories differ".to_owned())
+        }
+    }
+
+    /// Keeps what the guest left in memory here, for its return.
+    async fn keep_memory(&self) {
+        let (Some(kept), Some(stream)) = (self.agent.content.kept(), self.stream.clone()) else {
+            return;
+        };
+        let Some(mut memory) = monitor::guest_memory(&self.vm).await else {
+            return;
+        };
+        let vm = self.handle.vm.clone();
+        let keep = move || kept.keep(&vm, |each| stream.read_memory(&mut memory, each));
+        if let Err(panic) = tokio::task::spawn_blocking(keep).await {
+            tracing::error!(%panic, "keeping the guest's memory");
         }
     }
 

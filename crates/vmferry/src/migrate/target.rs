@@ -90,6 +90,8 @@ struct Driver {
     stream: Option<Arc<lanes::Target>>,
     began: Instant,
     stopped_at: Option<Instant>,
+    /// The source was told `Prepared`.
+    promised: bool,
     blackout: Option<Duration>,
     agent_cpu_at_start: Duration,
     finished: bool,
@@ -113,6 +115,7 @@ impl Driver {
             stream: None,
             began: Instant::now(),
             stopped_at: None,
+            promised: false,
             blackout: None,
             agent_cpu_at_start: cpu_of("self"),
             finished: false,
@@ -277,6 +280,7 @@ impl Driver {
                 Some(TargetEvent::Journaled(written.map_err(|error| error.to_string())))
             }
             TargetEffect::Send(message) => {
+                self.promised |= matches!(message, Message::Prepared { .. });
                 if let Some(mouth) = self.mouth() {
                     if let Message::Running { .. } = message {
                         mouth.say(Message::Figures {
@@ -298,6 +302,7 @@ impl Driver {
             }
             TargetEffect::Finish { owned } => {
                 if let (true, Some(vm)) = (owned, self.vm.take()) {
+                    self.forget_kept();
                     self.agent.take_in(vm, self.handover.epoch);
                     self.agent.peers.reservations().release(&self.handover.vm);
                 }
@@ -349,6 +354,7 @@ impl Driver {
                     .get(..CONTENT_SOURCES_MAX)
                     .unwrap_or(&admission.contents);
                 self.contents = self.agent.content.open_for(&vm, names).await;
+                self.tell_kept(admission.contents.len()).await;
                 self.hold(Arc::new(vm));
                 let numbered = (0..).zip(&self.contents);
                 let reservation = Reservation {
@@ -364,6 +370,20 @@ impl Driver {
                 super::offer::give_back(&self.agent, &self.handover, &reason);
                 Err(vec![reason])
             }
+        }
+    }
+
+    /// Tells the source what memory of the VM is kept here: the content source behind the `offered` ones.
+    async fn tell_kept(&mut self, offered: usize) {
+        let (Some(kept), vm) = (self.agent.content.kept(), self.handover.vm.clone()) else {
+            return;
+        };
+        let kept = tokio::task::spawn_blocking(move || kept.of(&vm)).await.ok().flatten();
+        let number = u16::try_from(offered).ok().filter(|_| offered < CONTENT_SOURCES_MAX);
+        let mouth = self.control.as_ref().map(Control::mouth);
+        if let (Some(kept), Some(number), Some(mouth)) = (kept, number, mouth) {
+            mouth.content_table(number, &kept.table);
+            self.contents.push(Some(kept.blocks));
         }
     }
 
@@ -410,6 +430,26 @@ impl Driver {
         serde_json::to_value(figures).unwrap_or_default()
     }
 
+    /// The VM runs here: what was kept of it is of no more use.
+    fn forget_kept(&self) {
+        if let Some(kept) = self.agent.content.kept() {
+            let vm = self.handover.vm.clone();
+            drop(tokio::task::spawn_blocking(move || kept.forget(&vm)));
+        }
+    }
+
+    /// Keeps what came of a guest's memory, for the next attempt. Not once the source may wait for word that the copy is gone,
+    /// its guest paused.
+    async fn keep_memory(&self, stream: Arc<lanes::Target>) {
+        if let (Some(kept), false) = (self.agent.content.kept(), self.promised) {
+            let vm = self.handover.vm.clone();
+            let keep = move || kept.keep(&vm, |each| stream.read_memory(each));
+            if let Err(panic) = tokio::task::spawn_blocking(keep).await {
+                tracing::error!(%panic, "keeping the guest's memory");
+            }
+        }
+    }
+
     async fn drop_copy(&mut self, reason: &str) {
         tracing::info!(
             vm = self.handover.vm,
@@ -418,6 +458,7 @@ impl Driver {
         );
         if let Some(stream) = self.stream.take() {
             stream.close();
+            self.keep_memory(stream).await;
         }
         if let Some(vm) = self.vm.take() {
             if let Err(error) = vm.process.kill().await {

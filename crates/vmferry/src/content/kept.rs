@@ -1,0 +1,102 @@
+//! Memory that VMs left on this host, encrypted: when one comes back, or is offered again after an attempt that failed, little of
+//! it has to be sent. What stands in known content already is left out.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmferry_content::{Blocks, CheckpointError, CheckpointFolder, CheckpointWriter};
+use vmferry_core::limits::CONTENT_TABLES_BYTES_MAX;
+use vmferry_core::page::BlockTable;
+
+/// How long a migration may be held up at its end to keep memory. What was kept until then is of use.
+const KEEP_MAX: Duration = Duration::from_secs(10);
+
+/// The memory that VMs left here.
+#[derive(Debug, Clone)]
+pub struct KeptMemory(CheckpointFolder);
+
+/// Kept memory of one VM, for the source of a migration to refer to.
+#[derive(Debug)]
+pub struct Kept {
+    /// The memory.
+    pub blocks: Arc<dyn Blocks>,
+    /// Hashes of its blocks, as the source is sent them ([`BlockTable::packed`]).
+    pub table: Vec<u8>,
+}
+
+impl KeptMemory {
+    pub(super) fn new(folder: CheckpointFolder) -> Self {
+        Self(folder)
+    }
+
+    /// Keeps the memory of a VM, in the place of what was kept of it before, unless that is more. `read` gives it part by part.
+    /// It blocks its thread.
+    pub fn keep(&self, vm: &str, read: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>) {
+        let began = Instant::now();
+        let kept = self.0.begin(vm).and_then(|mut writer| {
+            let stopped = fill(&mut writer, began, read);
+            let blocks = writer.blocks();
+            let earlier = self.0.checkpoint(vm).ok().flatten();
+            // Of an attempt that ended early there is little.
+            if blocks >= earlier.map_or(0, |earlier| earlier.blocks()) {
+                writer.finish()?;
+            }
+            Ok((blocks, stopped))
+        });
+        match kept {
+            Ok((blocks, stopped)) => {
+                tracing::info!(vm, blocks, stopped, took = ?began.elapsed(), "kept the memory that the VM left");
+            }
+            Err(error) => tracing::warn!(vm, %error, "the memory that the VM left is not kept"),
+        }
+    }
+
+    /// What is kept of a VM. It blocks its thread.
+    pub fn of(&self, vm: &str) -> Option<Kept> {
+        let open = || -> Result<Option<Kept>, CheckpointError> {
+            let Some(checkpoint) = self.0.checkpoint(vm)? else {
+                return Ok(None);
+            };
+            let table = match checkpoint.hashes() {
+                Ok(hashes) => BlockTable::packed(&hashes),
+                Err(error) => {
+                    tracing::warn!(vm, %error, "memory that was kept can't be read");
+                    self.0.remove(vm)?;
+                    return Ok(None);
+                }
+            };
+            let fits = !table.is_empty() && table.len() <= CONTENT_TABLES_BYTES_MAX;
+            Ok(fits.then(|| Kept {
+                blocks: Arc::new(checkpoint),
+                table,
+            }))
+        };
+        open().unwrap_or_else(|error| {
+            tracing::warn!(vm, %error, "no memory of the VM is kept");
+            None
+        })
+    }
+
+    /// Keeps nothing of a VM any more, which runs here now. It blocks its thread.
+    pub fn forget(&self, vm: &str) {
+        if let Err(error) = self.0.remove(vm) {
+            tracing::warn!(vm, %error, "memory that was kept is left behind");
+        }
+    }
+}
+
+/// Fills a checkpoint; returns why it was stopped before the end, if it was.
+fn fill(
+    writer: &mut CheckpointWriter,
+    began: Instant,
+    read: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>,
+) -> Option<String> {
+    let filled = read(&mut |pages| {
+        if began.elapsed() > KEEP_MAX {
+            return Err(io::Error::other("it takes too long"));
+        }
+        writer.add(pages).map_err(io::Error::other)
+    });
+    filled.err().map(|error| error.to_string())
+}
