@@ -19,14 +19,18 @@
 //! | [`target`] | lanes and writer on the target |
 //! | [`guest_memory`] | the guest's pages, read and written from outside its QEMU |
 //! | `placement` | which pages the target writes there itself |
+//! | `coding` | which coder the lanes use, and what it is decided from |
+//! | `processors` | processor time used, and processors to spare |
 //! | `turn` | the lanes' taking turns in the order of batches |
 //! | `pace` | the limit on bandwidth |
 //! | `threads` | threads whose panic is noticed |
 
+mod coding;
 pub mod connection;
 pub mod guest_memory;
 mod pace;
 mod placement;
+mod processors;
 pub mod source;
 pub mod target;
 mod threads;

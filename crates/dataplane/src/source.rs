@@ -1,5 +1,6 @@
 //! The source's half: reads QEMU's stream, encodes it on every lane at once, and sends it.
 
+use crate::coding::Coding;
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::pace::Pace;
@@ -13,8 +14,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use vmferry_core::page::choice::Log;
 use vmferry_core::page::{
-    Batch, BatchBuilder, BatchDigest, Class, CodecSettings, EncodingStats, Fingerprint, FingerprintKey, Known, Op,
+    Batch, BatchBuilder, BatchDigest, Class, Coders, Encoders, EncodingStats, Fingerprint, FingerprintKey, Known, Op,
     PageSet, Reach, RunningDigest, StreamDigest, encode,
 };
 use vmferry_core::qemu::{Block, Mark};
@@ -29,8 +31,8 @@ const PATIENCE: Duration = Duration::from_millis(2);
 /// How a stream is sent.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The coder of pages that have to be sent.
-    pub codec: CodecSettings,
+    /// The coders that pages which have to be sent may go through; chosen from as they cost and save.
+    pub coders: Coders,
     /// The session's key.
     pub key: FingerprintKey,
     /// Which pages the target can be referred to.
@@ -99,6 +101,7 @@ struct Shared {
     ordered: InTurn<Ordered>,
     lanes: Vec<Lane>,
     pace: Option<Pace>,
+    coding: Coding,
     began: Instant,
     round: AtomicU32,
     stopped: AtomicBool,
@@ -146,6 +149,7 @@ impl Source {
                 page_bytes: 0,
             }),
             pace: settings.bandwidth.map(Pace::new),
+            coding: Coding::new(settings.coders.clone(), closers.len(), settings.bandwidth),
             settings,
             qemu,
             lanes: closers.into_iter().map(lane).collect(),
@@ -213,6 +217,11 @@ impl Source {
             rounds: lock(&shared.rounds).clone(),
             index_bytes: shared.ordered.look(|ordered| ordered.known.memory_bytes()),
         }
+    }
+
+    /// Which coders were chosen so far, and why.
+    pub fn coding(&self) -> Log {
+        self.shared.coding.log()
     }
 
     /// Closes QEMU's socket and every lane. A QEMU whose migration is not over ends it and resumes its guest.
@@ -327,12 +336,11 @@ impl Shared {
     }
 
     fn run_lane(&self, index: usize, mut sender: Sender, inbox: Inbox<Batch>, returned: Outbox<Vec<u8>>) {
-        let mut coder = match self.settings.codec.encoder() {
-            Ok(coder) => coder,
-            Err(error) => return self.fail(format!("can't start a coder: {error}")),
-        };
+        let mut encoders = Encoders::new(self.settings.coders.clone());
+        let mut meter = self.coding.lane(index);
         let mut payload = Vec::new();
         for batch in inbox {
+            meter.came();
             let fingerprints = self.settings.key.pages(&batch);
             let batch_digest = self.settings.key.batch(&batch, &fingerprints);
             let in_turn = self
@@ -341,11 +349,13 @@ impl Shared {
             let Some((classes, digest)) = in_turn else { return };
             let mut stats = EncodingStats::default();
             payload.clear();
-            if let Err(error) = encode(&batch, &classes, digest, coder.as_mut(), &mut payload, &mut stats) {
-                return self.fail(format!("can't encode batch {}: {error}", batch.seq));
+            let coder = meter.choose(&classes);
+            let stream_bytes = batch.stream().len() as u64;
+            match encode(&batch, &classes, digest, &mut encoders, coder, &mut payload, &mut stats) {
+                Ok(coded) => meter.encoded(stream_bytes, coded),
+                Err(error) => return self.fail(format!("can't encode batch {}: {error}", batch.seq)),
             }
             self.count(batch.round, &stats);
-            let stream_bytes = batch.stream().len() as u64;
             // Full when more buffers circulate than are needed: this one may go.
             let _ = returned.try_send(batch.into_buffer());
             if !self.wait_for_credit(index, stream_bytes) {
@@ -358,6 +368,7 @@ impl Shared {
                 Ok(bytes) => self.wire_bytes.fetch_add(bytes, Ordering::Relaxed),
                 Err(error) => return self.fail(format!("lane {index}: {error}")),
             };
+            meter.sent();
         }
     }
 
@@ -388,7 +399,10 @@ impl Shared {
             // Not in the `match`, which would hold the lock while `fail` wakes whoever waits for credit.
             let acknowledged = lock(&lane.credit).acknowledged(ack, self.began.elapsed());
             match acknowledged {
-                Ok(wire_bytes) => self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed),
+                Ok(wire_bytes) => {
+                    self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+                    self.coding.acknowledged(index, &ack, wire_bytes);
+                }
                 Err(error) => return self.fail(format!("lane {index}: {error}")),
             };
             lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! The target's half: decodes on every lane at once, puts the stream together again, places its pages, and has QEMU load
 //! the rest.
 
+use crate::coding::{Bill, DecodeMeter, Spent};
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::placement::Placement;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX, RETURN_PATH_FRAME_BYTES_MAX};
-use vmferry_core::page::{Assembler, CodecSettings, Decoded, Decoder, FingerprintKey, Op, ReadError, StreamDigest};
+use vmferry_core::page::{Assembler, Coders, Decoded, Decoder, FingerprintKey, Op, ReadError, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
 use vmferry_core::session::{Ack, Reorder};
 use vmferry_core::wire::frame::Kind;
@@ -25,8 +26,8 @@ const QEMU_BUFFER_BYTES: usize = 256 * 1024;
 /// How a stream is received.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The coder that the source uses.
-    pub codec: CodecSettings,
+    /// The coders that the source uses.
+    pub coders: Coders,
     /// The session's key.
     pub key: FingerprintKey,
     /// The socket on which QEMU waits for its stream. Connected to when the first bytes are there: a QEMU that looks for a
@@ -83,6 +84,7 @@ struct Arrived {
     lane: usize,
     wire_bytes: u64,
     decoded: Decoded,
+    spent: Spent,
 }
 
 impl Target {
@@ -184,15 +186,15 @@ impl Shared {
     }
 
     fn run_lane(&self, index: usize, mut receiver: Receiver, arrived: Outbox<Arrived>, buffers: Inbox<Vec<u8>>) {
-        let mut decoder = match Decoder::new(self.settings.key.clone(), &self.settings.codec) {
-            Ok(decoder) => decoder,
-            Err(error) => return self.fail(format!("can't start a decoder: {error}")),
-        };
+        let mut decoder = Decoder::new(self.settings.key.clone(), self.settings.coders.clone());
         loop {
             if let Ok(buffer) = buffers.try_recv() {
                 decoder.recycle(buffer);
             }
-            let (decoded, wire_bytes) = match receiver.receive() {
+            let mut meter = DecodeMeter::waits();
+            let received = receiver.receive();
+            meter.came();
+            let (decoded, wire_bytes) = match received {
                 Ok((Kind::Data, payload)) => (decoder.decode(payload), payload.len() as u64),
                 Ok((kind, _)) => return self.fail(format!("lane {index}: a {kind:?} frame instead of data")),
                 Err(error) => return self.fail(format!("lane {index}: {error}")),
@@ -207,6 +209,7 @@ impl Shared {
                     lane: index,
                     wire_bytes,
                     decoded,
+                    spent: meter.decoded(),
                 })
                 .is_err()
             {
@@ -218,6 +221,7 @@ impl Shared {
     fn run_writer(self: &Arc<Self>, mut lanes: Vec<Sender>, inbox: Inbox<Arrived>, returned: Outbox<Vec<u8>>) {
         let mut qemu = None;
         let mut acks = vec![Ack::default(); lanes.len()];
+        let mut bill = Bill::new();
         // Nothing can be further ahead than all lanes' credit in the smallest batches; a batch stands for a byte at least,
         // but a source that cuts such batches is idle and has nothing ahead.
         let window = lanes.len() as u64 * LANE_CREDIT_BYTES_MAX;
@@ -234,7 +238,7 @@ impl Shared {
                 return self.fail(error.to_string());
             }
             while let Some(arrived) = reorder.take() {
-                let (lane, wire_bytes) = (arrived.lane, arrived.wire_bytes);
+                let (lane, wire_bytes, spent) = (arrived.lane, arrived.wire_bytes, arrived.spent);
                 waiting -= arrived.decoded.stream_bytes();
                 let stream_bytes = match self.write(&mut qemu, arrived.decoded) {
                     Ok(bytes) => bytes,
@@ -246,6 +250,7 @@ impl Shared {
                 }
                 acks[lane].stream_bytes += stream_bytes;
                 acks[lane].wire_bytes += wire_bytes;
+                bill.add(spent, &mut acks[lane]);
                 if let Err(error) = lanes[lane].send(Kind::Ack, &acks[lane].encode()) {
                     return self.fail(format!("lane {lane}: {error}"));
                 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver as Inbox, channel};
 use std::thread;
 use std::time::Duration;
 
-use vmferry_core::page::{CodecSettings, FingerprintKey, RING_BATCHES, Reach};
+use vmferry_core::page::{Codec, CodecSettings, Coders, FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
 use vmferry_core::session::Ack;
 use vmferry_core::wire::frame::Kind;
@@ -86,7 +86,7 @@ struct Pair {
     _folder: tempfile::TempDir,
 }
 
-fn pair(lanes: Vec<[(Sender, Receiver); 2]>, codec: CodecSettings) -> Pair {
+fn pair(lanes: Vec<[(Sender, Receiver); 2]>, coders: Coders) -> Pair {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("qemu.sock");
     let loader = UnixListener::bind(&path).unwrap();
@@ -100,14 +100,14 @@ fn pair(lanes: Vec<[(Sender, Receiver); 2]>, codec: CodecSettings) -> Pair {
     let key = FingerprintKey::new([7; 32]);
     let (to_test, from_target) = channel();
     let settings = target::Settings {
-        codec,
+        coders: coders.clone(),
         key: key.clone(),
         qemu: path,
     };
     let target = target::Target::start(theirs, None, settings, move |event| drop(to_test.send(event))).unwrap();
     let (to_test, from_source) = channel();
     let settings = source::Settings {
-        codec,
+        coders,
         key,
         reach: Reach::Batches(RING_BATCHES),
         versions_bytes_max: 0,
@@ -169,19 +169,16 @@ fn stream(pages: u64) -> Vec<u8> {
 
 #[test]
 fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
-    for codec in [
-        vmferry_core::page::Codec::Zstd,
-        vmferry_core::page::Codec::Lz4,
-        vmferry_core::page::Codec::Lz78,
-    ] {
+    let alone = [Codec::Raw, Codec::Zstd, Codec::Lz4, Codec::Lz78].map(|codec| {
+        let settings = CodecSettings {
+            codec,
+            ..CodecSettings::default()
+        };
+        Coders::new(vec![settings]).unwrap()
+    });
+    for coders in alone.into_iter().chain([Coders::auto()]) {
         let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
-        let mut pair = pair(
-            lanes,
-            CodecSettings {
-                codec,
-                ..CodecSettings::default()
-            },
-        );
+        let mut pair = pair(lanes, coders.clone());
         let sent = stream(5000);
         let (length, to_send) = (sent.len(), sent.clone());
         let mut qemu = pair.qemu.try_clone().unwrap();
@@ -190,7 +187,7 @@ fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
         let mut loaded = vec![0; length];
         loader.read_exact(&mut loaded).unwrap();
         writer.join().unwrap();
-        assert!(loaded == sent, "{codec:?}: the streams differ");
+        assert!(loaded == sent, "{coders:?}: the streams differ");
         assert_eq!(pair.from_source.recv_timeout(PATIENCE), Ok(source::Event::Switchover));
 
         loader
@@ -208,7 +205,10 @@ fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
         assert_eq!((digest, digest.bytes), (pair.source.digest(), length as u64));
         let counters = pair.source.counters();
         assert_eq!(counters.stream_bytes, length as u64);
-        assert!(counters.wire_bytes < length as u64 / 4, "{codec:?}: {counters:?}");
+        // Whatever was chosen, the first batches went through a coder; how many did is up to the machine.
+        if coders.len() == 1 && coders.get(0).is_some_and(|coder| coder.codec != Codec::Raw) {
+            assert!(counters.wire_bytes < length as u64 / 4, "{coders:?}: {counters:?}");
+        }
 
         pair.source.return_path(&return_path::shut(0)).unwrap();
         let mut shut = [0; 8];
@@ -227,7 +227,7 @@ fn a_byte_changed_on_the_way_fails_both_sides_before_it_reaches_qemu() {
         }
         seen += bytes.len();
     };
-    let mut pair = pair(vec![lane(0, spoil)], CodecSettings::default());
+    let mut pair = pair(vec![lane(0, spoil)], Coders::default());
     let sent = stream(5000);
     let (to_send, mut qemu) = (sent.clone(), pair.qemu.try_clone().unwrap());
     // Fails once the source's half has closed its end.
@@ -270,7 +270,7 @@ fn an_acknowledgement_of_what_was_not_sent_ends_the_source_and_holds_nobody_up()
     qemu.set_read_timeout(Some(PATIENCE)).unwrap();
     let [connected, (mut liar, _receiver)] = lane(0, |_| ());
     let settings = source::Settings {
-        codec: CodecSettings::default(),
+        coders: Coders::default(),
         key: FingerprintKey::new([7; 32]),
         reach: Reach::Batches(RING_BATCHES),
         versions_bytes_max: 0,
@@ -284,6 +284,7 @@ fn an_acknowledgement_of_what_was_not_sent_ends_the_source_and_holds_nobody_up()
     let lie = Ack {
         stream_bytes: 1 << 40,
         wire_bytes: 1 << 40,
+        ..Ack::default()
     };
     liar.send(Kind::Ack, &lie.encode()).unwrap();
     let source::Event::Failed(why) = from_source.recv_timeout(PATIENCE).unwrap() else {

@@ -6,7 +6,7 @@ use super::{
     digest::StreamDigest,
     entropy::is_compressible,
     known::Class,
-    lz::{Encode, LzError},
+    lz::{Encoders, LzError},
     payload::{FOLLOWS, HEADER_BYTES, Kind, NAMED, put_varint},
     stats::{EncodingStats, Tally},
 };
@@ -16,22 +16,25 @@ use std::ops::Range;
 /// Appends the batch's payload to `out`, and what it cost to `stats`.
 ///
 /// `classes` are the batch's, in order ([`Known::classify`](super::Known::classify)), `after` is the running digest at its
-/// end, `lz` the encoder of the lane that will carry it: a lane's payloads must cross in the order of these calls. The
-/// layout is [`payload`](super::payload)'s.
+/// end, `encoders` those of the lane that will carry it: a lane's payloads must cross in the order of these calls. `coder` is
+/// the number of the one to use. Where that is [`Codec::Raw`](super::Codec::Raw), pages cross as they are without a look at
+/// whether they would shrink. The layout is [`payload`](super::payload)'s.
 pub fn encode(
     batch: &Batch,
     classes: &[Class],
     after: StreamDigest,
-    lz: &mut dyn Encode,
+    encoders: &mut Encoders,
+    coder: u8,
     out: &mut Vec<u8>,
     stats: &mut EncodingStats,
-) -> Result<(), LzError> {
+) -> Result<Coded, LzError> {
     let start = out.len();
     out.extend_from_slice(&batch.seq.to_be_bytes());
     out.extend_from_slice(&batch.round.to_be_bytes());
     out.extend_from_slice(&after.bytes.to_be_bytes());
     out.extend_from_slice(&after.hash);
     out.push(batch.page_bytes().max(1).ilog2() as u8);
+    out.push(coder);
     let lengths_at = out.len();
     out.resize(start + HEADER_BYTES, 0);
 
@@ -44,15 +47,16 @@ pub fn encode(
         lz: plain,
         raw,
         foreign_bytes,
-    } = operations(batch, classes, &deltas, out, &mut cost);
+    } = operations(batch, classes, &deltas, encoders.is_raw(coder), out, &mut cost);
     let operations_bytes = out.len() - start - HEADER_BYTES;
 
     let plain_bytes: usize = plain.iter().map(|piece| piece.len()).sum();
     let lz_start = out.len();
     if plain_bytes > 0 {
-        lz.encode(&plain, out)?;
+        encoders.encode(coder, &plain, out)?;
     }
     let lz_bytes = out.len() - lz_start;
+    let raw_bytes: usize = raw.iter().map(|page| page.len()).sum();
     for page in raw {
         out.extend_from_slice(page);
     }
@@ -75,7 +79,19 @@ pub fn encode(
     cost.foreign.wire_bytes += foreign_share;
     cost.other_wire_bytes += lz_bytes as u64 - pages_share - delta_share - foreign_share;
     *stats += cost;
-    Ok(())
+    Ok(Coded {
+        content_bytes: (plain_bytes + raw_bytes) as u64,
+        wire_bytes: (lz_bytes + raw_bytes) as u64,
+    })
+}
+
+/// What there was to send of a batch besides references and zero runs, and what was sent for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coded {
+    /// Bytes of pages, differences and other records before coding.
+    pub content_bytes: u64,
+    /// The same on the wire.
+    pub wire_bytes: u64,
 }
 
 /// The differences of those pages of a batch that cross so.
@@ -117,6 +133,7 @@ fn operations<'a>(
     batch: &'a Batch,
     classes: &[Class],
     deltas: &'a Deltas,
+    as_they_are: bool,
     out: &mut Vec<u8>,
     cost: &mut EncodingStats,
 ) -> Sections<'a> {
@@ -157,7 +174,9 @@ fn operations<'a>(
                     (Some(Class::Same), _) => (Kind::Same, None),
                     (Some(Class::Copy { block, page }), _) => (Kind::Copy, Some((*block, *page))),
                     (Some(Class::New { .. }) | None, Some(_)) => (Kind::Delta, None),
-                    (Some(Class::New { .. }) | None, None) if is_compressible(content) => (Kind::Lz, None),
+                    (Some(Class::New { .. }) | None, None) if !as_they_are && is_compressible(content) => {
+                        (Kind::Lz, None)
+                    }
                     (Some(Class::New { .. }) | None, None) => (Kind::Raw, None),
                 };
                 let mut lines = Vec::new();

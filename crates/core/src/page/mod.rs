@@ -9,6 +9,7 @@
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
 //! | [`versions`] | pages as they were last sent, within a bound |
+//! | [`choice`] | which coder a batch goes through, from what was measured |
 //! | `delta` | a page as its difference to what the target holds |
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
 //! | `entropy` | which pages are not worth an LZ coder's time |
@@ -32,6 +33,7 @@
 pub mod assemble;
 pub mod batch;
 pub mod builder;
+pub mod choice;
 pub mod decode;
 mod delta;
 pub mod digest;
@@ -53,10 +55,10 @@ pub use batch::{Batch, Op};
 pub use builder::BatchBuilder;
 pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
-pub use encode::encode;
+pub use encode::{Coded, encode};
 pub use fingerprint::{Fingerprint, FingerprintKey};
 pub use known::{Class, Known, Reach};
-pub use lz::{Codec, CodecSettings, LzError};
+pub use lz::{Codec, CodecSettings, Coders, Encoders, LzError};
 pub use page_set::PageSet;
 pub use ring::RING_BATCHES;
 pub use stats::EncodingStats;
