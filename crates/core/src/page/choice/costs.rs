@@ -76,8 +76,9 @@ impl Average {
     }
 }
 
-/// Weight of the latest batch in what tells coders apart, which changes less than the pages do.
-const APART_WEIGHT: f64 = 0.05;
+/// Weight of the latest batch in what tells coders apart, at the least: it changes less than the pages do. The first batches
+/// count for more.
+const APART_WEIGHT_MIN: f64 = 0.05;
 
 /// The most that a single batch may say about a coder: a page of zeros or a thread held up says nothing.
 const APART_MAX: f64 = 3.0;
@@ -89,6 +90,8 @@ const APART_MAX: f64 = 3.0;
 struct Factor {
     pages: Average,
     apart: Vec<f64>,
+    /// Batches that each coder had.
+    batches: Vec<u32>,
 }
 
 impl Factor {
@@ -96,16 +99,21 @@ impl Factor {
         Factor {
             pages: Average::default(),
             apart: vec![1.0; coders],
+            batches: vec![0; coders],
         }
     }
 
     fn add(&mut self, coder: usize, factor: f64) {
-        let Some(apart) = self.apart.get_mut(coder) else { return };
+        let (Some(apart), Some(batches)) = (self.apart.get_mut(coder), self.batches.get_mut(coder)) else {
+            return;
+        };
+        *batches += 1;
         if let Some(pages) = self.pages.get()
             && pages > 0.1
         {
             let now = (factor / pages).clamp(1.0 / APART_MAX, APART_MAX);
-            *apart += APART_WEIGHT * (now - *apart);
+            let weight = (1.0 / f64::from(*batches)).max(APART_WEIGHT_MIN);
+            *apart += weight * (now - *apart);
         }
         self.pages.add(factor / *apart);
     }
