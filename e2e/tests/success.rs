@@ -21,7 +21,9 @@ fn every_coder_moves_a_guest_whose_client_keeps_talking() -> Result<()> {
     guest.ask(&format!("dirty counter {} {}", 8 * MIB, 4 * MIB))?;
     let (mut from, mut to) = (Host::A, Host::B);
     for codec in [
-        &["--codec", "zstd", "--level", "3"][..],
+        &["--codec", "auto"][..],
+        &["--codec", "raw"],
+        &["--codec", "zstd", "--level", "3"],
         &["--codec", "lz4"],
         &["--codec", "lz78", "--lanes", "1"],
     ] {
@@ -40,7 +42,16 @@ fn every_coder_moves_a_guest_whose_client_keeps_talking() -> Result<()> {
                 .filter_map(|round| round["by_encoding"][encoding]["pages"].as_u64())
                 .sum()
         };
-        assert!(pages("zero") > 0 && pages("lz") > 24 * MIB / 4096, "{report:#}");
+        // What the choice finds best on this machine is not for a test to say; that it says why is.
+        let is_chosen = codec.contains(&"auto");
+        assert!(
+            report["coding"].as_array().is_some_and(|coding| !coding.is_empty()),
+            "{report:#}"
+        );
+        if !is_chosen && !codec.contains(&"raw") {
+            assert!(pages("lz") > 24 * MIB / 4096, "{report:#}");
+        }
+        assert!(pages("zero") > 0, "{report:#}");
         assert!(
             pages("raw") >= 12 * MIB / 4096 * 9 / 10,
             "random pages go as they are: {report:#}"

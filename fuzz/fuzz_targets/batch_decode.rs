@@ -1,30 +1,25 @@
 //! Arbitrary payloads of data frames: refused or assembled, but never a panic, and never more than a batch may be.
 //!
-//! The first byte chooses the coder, then each payload follows its length (u16, big-endian).
+//! All coders are there; each payload names its own. Each payload follows its length (u16, big-endian).
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use vmferry_core::{
     limits::BATCH_PLAIN_BYTES_MAX,
-    page::{Assembler, Codec, CodecSettings, Decoder, FingerprintKey},
+    page::{Assembler, Codec, CodecSettings, Coders, Decoder, FingerprintKey},
     qemu::BlockId,
 };
 
 fuzz_target!(|input: &[u8]| {
-    let Some((codec, mut payloads)) = input.split_first() else {
-        return;
-    };
-    let codec = match codec % 3 {
-        0 => Codec::Zstd,
-        1 => Codec::Lz4,
-        _ => Codec::Lz78,
-    };
-    let settings = CodecSettings {
-        codec,
+    let mut payloads = input;
+    let mut coders = Vec::from(Coders::auto());
+    coders.push(CodecSettings {
+        codec: Codec::Lz78,
         ..CodecSettings::default()
-    };
+    });
+    let coders = Coders::new(coders).expect("the coders of a choice and one more are in range");
     let key = FingerprintKey::new([0; 32]);
-    let mut decoder = Decoder::new(key.clone(), &settings).expect("default settings are in range");
+    let mut decoder = Decoder::new(key.clone(), coders);
     let mut assembler = Assembler::new(key);
     while let Some((length, rest)) = payloads.split_first_chunk() {
         let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());

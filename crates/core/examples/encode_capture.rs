@@ -20,8 +20,8 @@ use std::{
 };
 use vmferry_core::{
     page::{
-        Assembler, Batch, BatchBuilder, Codec, CodecSettings, Decoder, EncodingStats, FingerprintKey, Known, Op, Reach,
-        ReadError, RunningDigest, encode,
+        Assembler, Batch, BatchBuilder, Codec, CodecSettings, Coders, Decoder, Encoders, EncodingStats, FingerprintKey,
+        Known, Op, Reach, ReadError, RunningDigest, encode,
     },
     qemu::{BlockId, Item, Parser},
 };
@@ -58,18 +58,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut stats = EncodingStats::default();
     for settings in chosen {
         let run = ferry(&stream, &settings)?;
-        let CodecSettings {
-            codec,
-            level,
-            window_log,
-        } = settings;
-        let name = match codec {
-            Codec::Zstd => format!("zstd-{level} w{window_log}"),
-            Codec::Lz4 => "lz4".into(),
-            Codec::Lz78 => "lz78".into(),
-        };
         let ratio = stream.len() as f64 / run.stats.wire_bytes() as f64;
-        print!("{name:<20} {:>10} {ratio:>6.3}", run.stats.wire_bytes());
+        print!("{settings:<20} {:>10} {ratio:>6.3}", run.stats.wire_bytes());
         for time in [run.parse, run.hash, run.turn, run.encode, run.decode, run.build] {
             print!(" {:>8.3}", time.as_secs_f64());
         }
@@ -103,7 +93,7 @@ fn settings(arguments: &[String]) -> Result<Vec<CodecSettings>, Box<dyn Error>> 
         chosen.push(settings);
     }
     if chosen.is_empty() {
-        chosen = [Codec::Lz78, Codec::Lz4, Codec::Zstd]
+        chosen = [Codec::Raw, Codec::Lz78, Codec::Lz4, Codec::Zstd]
             .map(|codec| CodecSettings {
                 codec,
                 ..Default::default()
@@ -138,10 +128,9 @@ fn ferry(stream: &[u8], settings: &CodecSettings) -> Result<Run, Box<dyn Error>>
     let mut builder = BatchBuilder::new();
     let mut known = Known::new(Reach::All, VERSIONS_BYTES_MAX);
     let mut digest = RunningDigest::new(&key);
-    let mut encoders = (0..LANES).map(|_| settings.encoder()).collect::<Result<Vec<_>, _>>()?;
-    let mut decoders = (0..LANES)
-        .map(|_| Decoder::new(key.clone(), settings))
-        .collect::<Result<Vec<_>, _>>()?;
+    let coders = Coders::new(vec![*settings])?;
+    let mut encoders: Vec<_> = (0..LANES).map(|_| Encoders::new(coders.clone())).collect();
+    let mut decoders: Vec<_> = (0..LANES).map(|_| Decoder::new(key.clone(), coders.clone())).collect();
     let mut assembler = Assembler::new(key.clone());
     let mut memory = Memory::default();
     let (mut given, mut got, mut seq) = (0, 0, 0u64);
@@ -174,9 +163,9 @@ fn ferry(stream: &[u8], settings: &CodecSettings) -> Result<Run, Box<dyn Error>>
             encode(
                 &batch,
                 &classes,
-                &fingerprints,
                 after,
-                encoders[lane].as_mut(),
+                &mut encoders[lane],
+                0,
                 &mut payload,
                 &mut run.stats,
             )

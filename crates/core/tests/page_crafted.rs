@@ -3,7 +3,7 @@
 use vmferry_core::{
     limits::{BATCH_PLAIN_BYTES_MAX, DATA_FRAME_BYTES_MAX},
     page::{
-        AssembleError, Assembler, CodecSettings, DecodeError, Decoder, FingerprintKey, ReadError,
+        AssembleError, Assembler, CodecSettings, Coders, DecodeError, Decoder, FingerprintKey, ReadError,
         payload::{FOLLOWS, Kind, NAMED},
     },
     qemu::BlockId,
@@ -23,6 +23,7 @@ fn payload(page_log2: u8, operations: &[u8], plain: &[u8], raw: &[u8]) -> Vec<u8
     }
     let mut payload = vec![0; 8 + 4 + 8 + 16];
     payload.push(page_log2);
+    payload.push(0);
     for length in [operations.len(), plain.len(), lz.len()] {
         payload.extend((length as u32).to_be_bytes());
     }
@@ -30,7 +31,7 @@ fn payload(page_log2: u8, operations: &[u8], plain: &[u8], raw: &[u8]) -> Vec<u8
 }
 
 fn decoder() -> Decoder {
-    Decoder::new(FingerprintKey::new([7; 32]), &CodecSettings::default()).unwrap()
+    Decoder::new(FingerprintKey::new([7; 32]), Coders::default())
 }
 
 fn decode_error(payload: &[u8]) -> DecodeError {
@@ -74,7 +75,7 @@ fn a_run_longer_than_a_batch_is_refused_before_it_is_built() {
 #[test]
 fn an_lz_section_larger_than_a_batch_is_refused_before_it_is_decoded() {
     let mut claimed = payload(PAGE_LOG2, &[], &[], &[]);
-    claimed[41..45].copy_from_slice(&(BATCH_PLAIN_BYTES_MAX as u32 + 1).to_be_bytes());
+    claimed[42..46].copy_from_slice(&(BATCH_PLAIN_BYTES_MAX as u32 + 1).to_be_bytes());
     assert_eq!(decode_error(&claimed), DecodeError::TooLarge);
 }
 

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use std::{collections::HashMap, sync::Arc};
 use vmferry_core::{
     page::{
-        Ask, Assembler, Batch, BatchBuilder, BlockTable, Catalog, Codec, CodecSettings, Decoder, EncodingStats,
-        FingerprintKey, Known, RING_BATCHES, Reach, ReadError, RunningDigest, ask, content::block_hash, encode,
-        lz::Encode,
+        Ask, Assembler, Batch, BatchBuilder, BlockTable, Catalog, Codec, CodecSettings, Coders, Decoder, Encoders,
+        EncodingStats, FingerprintKey, Known, RING_BATCHES, Reach, ReadError, RunningDigest, ask, content::block_hash,
+        encode,
     },
     qemu::{BlockId, BlockName, PageAt, RecordKind, record_header},
 };
@@ -240,17 +240,19 @@ struct Source {
     known: Known,
     catalog: Catalog,
     digest: RunningDigest,
-    lanes: Vec<Box<dyn Encode>>,
+    lanes: Vec<Encoders>,
+    coders: u64,
     stats: EncodingStats,
 }
 
 impl Source {
-    fn new(reach: Reach, versions: usize, settings: &CodecSettings, lanes: usize) -> Self {
+    fn new(reach: Reach, versions: usize, coders: Coders, lanes: usize) -> Self {
         Self {
             known: Known::new(reach, versions * (PAGE + 64)),
             catalog: Catalog::default(),
             digest: RunningDigest::new(&key()),
-            lanes: (0..lanes).map(|_| settings.encoder().unwrap()).collect(),
+            coders: coders.len() as u64,
+            lanes: (0..lanes).map(|_| Encoders::new(coders.clone())).collect(),
             stats: EncodingStats::default(),
         }
     }
@@ -259,7 +261,7 @@ impl Source {
     fn payload(&mut self, batch: &Batch) -> Vec<u8> {
         let fingerprints = key().pages(batch);
         let mut classes = self.known.classify(batch, &fingerprints, &key().lines(batch));
-        self.catalog.refer(batch, &mut classes);
+        self.catalog.refer(batch, &fingerprints, &mut classes);
         let after = self
             .digest
             .extend(batch.stream().len(), key().batch(batch, &fingerprints));
@@ -268,9 +270,10 @@ impl Source {
         encode(
             batch,
             &classes,
-            &fingerprints,
             after,
-            self.lanes[lane].as_mut(),
+            &mut self.lanes[lane],
+            // Any order in which every coder has its turn, more than once in a row at times.
+            (batch.seq * 7 / 3 % self.coders) as u8,
             &mut payload,
             &mut self.stats,
         )
@@ -310,11 +313,18 @@ impl Memory {
     }
 }
 
-fn settings(codec: Codec) -> CodecSettings {
-    CodecSettings {
+fn only(codec: Codec) -> Coders {
+    let settings = CodecSettings {
         codec,
         ..CodecSettings::default()
-    }
+    };
+    Coders::new(vec![settings]).unwrap()
+}
+
+/// Each coder alone, and all that are chosen from by turns.
+fn coders() -> impl Strategy<Value = Coders> {
+    let alone = [Codec::Raw, Codec::Lz4, Codec::Lz78, Codec::Zstd].map(only);
+    prop_oneof![prop::sample::select(alone.to_vec()), Just(Coders::auto())]
 }
 
 /// Takes a stream through source and target; the lanes' payloads are decoded before any is assembled.
@@ -322,7 +332,7 @@ fn ferry(
     stream: &[u8],
     reads: &[usize],
     batch_bytes: usize,
-    codec: Codec,
+    coders: Coders,
     lanes: usize,
     reach: Reach,
     versions: usize,
@@ -332,7 +342,7 @@ fn ferry(
         stream,
         reads,
         batch_bytes,
-        codec,
+        coders,
         lanes,
         reach,
         versions,
@@ -346,19 +356,19 @@ fn ferry_with(
     stream: &[u8],
     reads: &[usize],
     batch_bytes: usize,
-    codec: Codec,
+    coders: Coders,
     lanes: usize,
     reach: Reach,
     versions: usize,
 ) -> EncodingStats {
     let batches = batches(stream, reads, batch_bytes);
-    let mut source = Source::new(reach, versions, &settings(codec), lanes);
+    let mut source = Source::new(reach, versions, coders.clone(), lanes);
     source.catalog = catalog;
     let payloads: Vec<_> = batches.iter().map(|batch| source.payload(batch)).collect();
 
     let mut decoded = HashMap::new();
     for lane in (0..lanes).rev() {
-        let mut decoder = Decoder::new(key(), &settings(codec)).unwrap();
+        let mut decoder = Decoder::new(key(), coders.clone());
         for payload in payloads.iter().skip(lane).step_by(lanes) {
             let mut batch = decoder.decode(payload).unwrap();
             let missing = decoder.find(&mut batch, &mut read_disk);
@@ -405,30 +415,30 @@ proptest! {
         records in records(),
         reads in prop::collection::vec(1usize..200_000, 1..5),
         batch_bytes in 1000usize..300_000,
-        codec in prop_oneof![Just(Codec::Zstd), Just(Codec::Lz4), Just(Codec::Lz78)],
+        coders in coders(),
         lanes in 1usize..4,
         reach in prop_oneof![3 => Just(Reach::All), 1 => Just(Reach::Batches(0)), 1 => Just(Reach::Batches(RING_BATCHES))],
         versions in prop_oneof![Just(0), Just(5), Just(OF_ALL)],
         with_disk: bool,
     ) {
         let catalog = if with_disk { catalog() } else { Catalog::default() };
-        ferry_with(catalog, &stream(&records), &reads, batch_bytes, codec, lanes, reach, versions);
+        ferry_with(catalog, &stream(&records), &reads, batch_bytes, coders, lanes, reach, versions);
     }
 
     #[test]
     fn any_bytes_arrive_as_they_were(bytes in prop::collection::vec(any::<u8>(), 0..20_000), batch_bytes in 1usize..3000) {
-        ferry(&bytes, &[777], batch_bytes, Codec::Zstd, 2, Reach::All, OF_ALL);
+        ferry(&bytes, &[777], batch_bytes, only(Codec::Zstd), 2, Reach::All, OF_ALL);
     }
 
     #[test]
     fn a_changed_payload_is_an_error_and_never_another_stream(
         records in records(),
-        codec in prop_oneof![Just(Codec::Zstd), Just(Codec::Lz4), Just(Codec::Lz78)],
+        coders in coders(),
         position in any::<prop::sample::Index>(),
         flip in 1u8..,
     ) {
         let batches = batches(&stream(&records), &[50_000], 60_000);
-        let mut source = Source::new(Reach::All, OF_ALL, &settings(codec), 1);
+        let mut source = Source::new(Reach::All, OF_ALL, coders.clone(), 1);
         let mut payloads: Vec<_> = batches.iter().map(|batch| source.payload(batch)).collect();
         let mut target = position.index(payloads.iter().map(Vec::len).sum());
         for payload in &mut payloads {
@@ -438,7 +448,7 @@ proptest! {
             }
             target -= payload.len();
         }
-        let mut decoder = Decoder::new(key(), &settings(codec)).unwrap();
+        let mut decoder = Decoder::new(key(), coders);
         let mut assembler = Assembler::new(key());
         let mut memory = Memory::default();
         for (batch, payload) in batches.iter().zip(&payloads) {
@@ -490,7 +500,15 @@ fn every_encoding_is_used_where_it_should_be() {
         page(5, Content::Edited(1, 3)),
         page(5, Content::Edited(1, 4)),
     ];
-    let stats = ferry(&stream(&records), &[4096], 1 << 20, Codec::Zstd, 1, Reach::All, OF_ALL);
+    let stats = ferry(
+        &stream(&records),
+        &[4096],
+        1 << 20,
+        only(Codec::Zstd),
+        1,
+        Reach::All,
+        OF_ALL,
+    );
     let tallies = [
         stats.zero,
         stats.same,
@@ -530,7 +548,7 @@ fn what_stands_on_a_disk_is_referred_to_and_what_changed_there_is_asked_for() {
         &stream(&records),
         &[4096],
         1 << 20,
-        Codec::Zstd,
+        only(Codec::Zstd),
         1,
         Reach::All,
         0,
@@ -551,10 +569,10 @@ fn a_page_supplied_that_is_another_is_refused() {
         content: Content::Text(0),
     }];
     let batch = batches(&stream(&records), &[1 << 20], 1 << 20).remove(0);
-    let mut source = Source::new(Reach::All, 0, &settings(Codec::Zstd), 1);
+    let mut source = Source::new(Reach::All, 0, only(Codec::Zstd), 1);
     source.catalog = catalog();
     let payload = source.payload(&batch);
-    let mut decoder = Decoder::new(key(), &settings(Codec::Zstd)).unwrap();
+    let mut decoder = Decoder::new(key(), only(Codec::Zstd));
     let mut decoded = decoder.decode(&payload).unwrap();
     assert_eq!(decoder.find(&mut decoded, &mut read_disk), [0], "block 0 was rewritten");
     let right = Content::Text(0).bytes();
@@ -575,14 +593,22 @@ fn a_page_sent_long_ago_is_the_base_of_its_difference() {
     let mut records = vec![edited(1), edited(2)];
     records.extend(filler());
     records.extend([edited(3), Record::NextSection, edited(4)]);
-    let stats = ferry(&stream(&records), &[65536], 1 << 20, Codec::Zstd, 2, Reach::All, OF_ALL);
+    let stats = ferry(
+        &stream(&records),
+        &[65536],
+        1 << 20,
+        only(Codec::Zstd),
+        2,
+        Reach::All,
+        OF_ALL,
+    );
     assert_eq!(stats.delta.pages, 3, "{stats:?}");
     let unreachable = Reach::Batches(RING_BATCHES);
     let stats = ferry(
         &stream(&records),
         &[65536],
         1 << 20,
-        Codec::Zstd,
+        only(Codec::Zstd),
         2,
         unreachable,
         OF_ALL,
@@ -608,7 +634,15 @@ fn pages_sent_long_ago_are_read_from_the_guests_memory() {
         page: 0,
         content: Content::Text(200),
     });
-    let stats = ferry(&stream(&records), &[65536], 1 << 20, Codec::Zstd, 2, Reach::All, OF_ALL);
+    let stats = ferry(
+        &stream(&records),
+        &[65536],
+        1 << 20,
+        only(Codec::Zstd),
+        2,
+        Reach::All,
+        OF_ALL,
+    );
     assert_eq!(stats.lz.pages, 1);
 }
 
@@ -634,7 +668,7 @@ fn a_target_that_cannot_read_its_guest_is_sent_old_pages_again() {
         &stream(&records),
         &[65536],
         1 << 20,
-        Codec::Zstd,
+        only(Codec::Zstd),
         2,
         Reach::Batches(RING_BATCHES),
         OF_ALL,
@@ -675,7 +709,7 @@ fn a_page_overwritten_by_zeros_or_a_foreign_record_is_not_referred_to() {
             &stream(&[text(5), overwrite, text(6)]),
             &[4096],
             1 << 20,
-            Codec::Lz4,
+            only(Codec::Lz4),
             1,
             Reach::All,
             OF_ALL,
@@ -687,31 +721,25 @@ fn a_page_overwritten_by_zeros_or_a_foreign_record_is_not_referred_to() {
 #[test]
 fn a_batch_out_of_order_or_twice_is_refused() {
     let batches = batches(&stream(&filler()), &[65536], 1 << 19);
-    let mut source = Source::new(Reach::All, OF_ALL, &settings(Codec::Zstd), 1);
+    let mut source = Source::new(Reach::All, OF_ALL, only(Codec::Zstd), 1);
     let payloads: Vec<_> = batches.iter().map(|batch| source.payload(batch)).collect();
-    let mut decoder = Decoder::new(key(), &settings(Codec::Zstd)).unwrap();
+    let mut decoder = Decoder::new(key(), only(Codec::Zstd));
     let mut assembler = Assembler::new(key());
     let first = decoder.decode(&payloads[0]).unwrap();
     let second = decoder.decode(&payloads[1]).unwrap();
     let never = &mut |_: BlockId, _: u64, _: &mut [u8]| Err(ReadError("not here".into()));
     assert!(assembler.apply(second, never).is_err());
     assert!(assembler.apply(first, never).is_ok());
-    let again = Decoder::new(key(), &settings(Codec::Zstd))
-        .unwrap()
-        .decode(&payloads[0])
-        .unwrap();
+    let again = Decoder::new(key(), only(Codec::Zstd)).decode(&payloads[0]).unwrap();
     assert!(assembler.apply(again, never).is_err());
 }
 
 #[test]
 fn a_session_with_another_key_is_refused() {
     let batches = batches(&stream(&filler()[..20]), &[65536], 1 << 19);
-    let payload = Source::new(Reach::All, OF_ALL, &settings(Codec::Zstd), 1).payload(&batches[0]);
+    let payload = Source::new(Reach::All, OF_ALL, only(Codec::Zstd), 1).payload(&batches[0]);
     let other = FingerprintKey::new([8; 32]);
-    let decoded = Decoder::new(other.clone(), &settings(Codec::Zstd))
-        .unwrap()
-        .decode(&payload)
-        .unwrap();
+    let decoded = Decoder::new(other.clone(), only(Codec::Zstd)).decode(&payload).unwrap();
     let never = &mut |_: BlockId, _: u64, _: &mut [u8]| Err(ReadError("not here".into()));
     assert!(Assembler::new(other).apply(decoded, never).is_err());
 }

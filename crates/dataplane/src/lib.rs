@@ -21,16 +21,20 @@
 //! | `placers` | the threads that write them |
 //! | `placement` | which pages the target writes there itself |
 //! | `kept` | what the source keeps because the target may ask for it |
+//! | `coding` | which coder the lanes use, and what it is decided from |
+//! | `processors` | processor time used, and processors to spare |
 //! | `turn` | the lanes' taking turns in the order of batches |
 //! | `pace` | the limit on bandwidth |
 //! | `threads` | threads whose panic is noticed |
 
+mod coding;
 pub mod connection;
 pub mod guest_memory;
 mod kept;
 mod pace;
 mod placement;
 mod placers;
+mod processors;
 pub mod source;
 pub mod target;
 mod threads;

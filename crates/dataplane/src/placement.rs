@@ -159,7 +159,7 @@ mod tests {
         let placed = placers.placed.clone();
         std::thread::scope(|scope| {
             scope.spawn(|| placer.run());
-            assert_eq!(placed.recv().unwrap().unwrap(), batch.seq);
+            assert_eq!(placed.recv().unwrap().unwrap().seq, batch.seq);
             placers.finish(&writes);
             assert!(placers.are_free(&writes));
             drop(placers);

@@ -4,10 +4,12 @@
 //! Two batches that write the same page are never under way together, so the later one's content is what stays.
 
 use crate::guest_memory::GuestMemory;
+use crate::processors;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use vmferry_core::limits::PAGE_BYTES_MAX;
 use vmferry_core::page::Batch;
 use vmferry_core::qemu::BlockId;
@@ -28,8 +30,8 @@ pub(crate) struct Write {
 /// Batches that are being placed, or are to be.
 pub(crate) struct Placers {
     jobs: Sender<Job>,
-    /// Numbers of batches whose pages are all written.
-    pub(crate) placed: Receiver<io::Result<u64>>,
+    /// Batches whose pages are all written.
+    pub(crate) placed: Receiver<io::Result<Placed>>,
     /// Pages that are being written, and by which batch.
     busy: HashMap<(BlockId, u64), u64>,
 }
@@ -43,7 +45,15 @@ struct Job {
 /// What a placer's thread runs.
 pub(crate) struct Placer {
     jobs: Receiver<Job>,
-    placed: Sender<io::Result<u64>>,
+    placed: Sender<io::Result<Placed>>,
+}
+
+/// A batch whose pages are all written.
+pub(crate) struct Placed {
+    /// Its number.
+    pub(crate) seq: u64,
+    /// Processor time that it took.
+    pub(crate) processor: Duration,
 }
 
 impl Placers {
@@ -104,7 +114,12 @@ impl Placer {
                 (write.block, write.offset, content)
             };
             let pages: Vec<(BlockId, u64, &[u8])> = writes.iter().map(page).collect();
-            if self.placed.send(memory.write(&pages).map(|()| batch.seq)).is_err() {
+            let began = processors::of_this_thread();
+            let placed = memory.write(&pages).map(|()| Placed {
+                seq: batch.seq,
+                processor: processors::of_this_thread().saturating_sub(began),
+            });
+            if self.placed.send(placed).is_err() {
                 return;
             }
         }

@@ -1,5 +1,6 @@
 //! The source's half: reads QEMU's stream, encodes it on every lane at once, and sends it.
 
+use crate::coding::Coding;
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::kept::Kept;
@@ -14,9 +15,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use vmferry_core::page::choice::Log;
 use vmferry_core::page::{
-    Ask, Batch, BatchBuilder, BatchDigest, Catalog, Class, CodecSettings, EncodingStats, Fingerprint, FingerprintKey,
-    Known, LineHashes, Op, PageSet, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
+    Ask, Batch, BatchBuilder, BatchDigest, Catalog, Class, Coders, Encoders, EncodingStats, Fingerprint,
+    FingerprintKey, Known, LineHashes, Op, PageSet, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
 };
 use vmferry_core::qemu::{Block, Mark};
 use vmferry_core::session::{Ack, LaneCredit};
@@ -30,8 +32,8 @@ const PATIENCE: Duration = Duration::from_millis(2);
 /// How a stream is sent.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The coder of pages that have to be sent.
-    pub codec: CodecSettings,
+    /// The coders that pages which have to be sent may go through; chosen from as they cost and save.
+    pub coders: Coders,
     /// The session's key.
     pub key: FingerprintKey,
     /// Which pages the target can be referred to.
@@ -106,6 +108,7 @@ struct Shared {
     ordered: InTurn<Ordered>,
     lanes: Vec<Lane>,
     pace: Option<Pace>,
+    coding: Coding,
     began: Instant,
     round: AtomicU32,
     stopped: AtomicBool,
@@ -155,6 +158,7 @@ impl Source {
                 page_bytes: 0,
             }),
             pace: settings.bandwidth.map(Pace::new),
+            coding: Coding::new(settings.coders.clone(), lanes.len(), settings.bandwidth),
             settings,
             qemu,
             lanes,
@@ -246,6 +250,11 @@ impl Source {
                 + shared.settings.catalog.memory_bytes(),
             content: shared.settings.catalog.tallies(),
         }
+    }
+
+    /// Which coders were chosen so far, and why.
+    pub fn coding(&self) -> Log {
+        self.shared.coding.log()
     }
 
     /// Closes QEMU's socket and every lane. A QEMU whose migration is not over ends it and resumes its guest.
@@ -360,13 +369,12 @@ impl Shared {
     }
 
     fn run_lane(&self, index: usize, inbox: Inbox<Batch>, returned: Outbox<Vec<u8>>) {
-        let mut coder = match self.settings.codec.encoder() {
-            Ok(coder) => coder,
-            Err(error) => return self.fail(format!("can't start a coder: {error}")),
-        };
+        let mut encoders = Encoders::new(self.settings.coders.clone());
+        let mut meter = self.coding.lane(index);
         let mut payload = Vec::new();
         let mut sent_bytes = 0;
         for batch in inbox {
+            meter.came();
             let fingerprints = self.settings.key.pages(&batch);
             let lines = if self.settings.versions_bytes_max > 0 {
                 self.settings.key.lines(&batch)
@@ -378,22 +386,17 @@ impl Shared {
                 ordered.pass(&batch, &fingerprints, &lines, batch_digest)
             });
             let Some((mut classes, digest)) = in_turn else { return };
-            self.settings.catalog.refer(&batch, &mut classes);
+            self.settings.catalog.refer(&batch, &fingerprints, &mut classes);
             let mut stats = EncodingStats::default();
             payload.clear();
-            if let Err(error) = encode(
-                &batch,
-                &classes,
-                &fingerprints,
-                digest,
-                coder.as_mut(),
-                &mut payload,
-                &mut stats,
-            ) {
-                return self.fail(format!("can't encode batch {}: {error}", batch.seq));
+            let coder = meter.choose(&classes);
+            let stream_bytes = batch.stream().len() as u64;
+            let encoded = encode(&batch, &classes, digest, &mut encoders, coder, &mut payload, &mut stats);
+            match encoded {
+                Ok(coded) => meter.encoded(stream_bytes, coded),
+                Err(error) => return self.fail(format!("can't encode batch {}: {error}", batch.seq)),
             }
             self.count(batch.round, &stats);
-            let stream_bytes = batch.stream().len() as u64;
             sent_bytes += stream_bytes;
             if let Some(batch) = lock(&self.lanes[index].kept).keep(sent_bytes, batch, &classes) {
                 // Full when more buffers circulate than are needed: this one may go.
@@ -408,6 +411,7 @@ impl Shared {
             if let Err(why) = self.send(index, Kind::Data, &payload) {
                 return self.fail(why);
             }
+            meter.sent();
         }
     }
 
@@ -454,6 +458,7 @@ impl Shared {
         let acknowledged = lock(&lane.credit).acknowledged(ack, self.began.elapsed());
         let wire_bytes = acknowledged.map_err(|error| error.to_string())?;
         self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+        self.coding.acknowledged(index, &ack, wire_bytes);
         lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);
         lane.acknowledged.notify_all();
         while let Some(batch) = lock(&lane.kept).placed(ack.stream_bytes) {

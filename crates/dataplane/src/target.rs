@@ -6,6 +6,7 @@ mod writer;
 
 use self::lane::{Lane, Next, Whole};
 use self::writer::Writer;
+use crate::coding::DecodeMeter;
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::placement::Placement;
@@ -19,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmferry_core::limits::RETURN_PATH_FRAME_BYTES_MAX;
-use vmferry_core::page::{Assembler, CodecSettings, Decoded, Decoder, FingerprintKey, StreamDigest};
+use vmferry_core::page::{Assembler, Coders, Decoder, FingerprintKey, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::MemoryHash;
@@ -30,8 +31,8 @@ const QEMU_BUFFER_BYTES: usize = 256 * 1024;
 /// How a stream is received.
 #[derive(Clone)]
 pub struct Settings {
-    /// The coder that the source uses.
-    pub codec: CodecSettings,
+    /// The coders that the source uses.
+    pub coders: Coders,
     /// The session's key.
     pub key: FingerprintKey,
     /// The socket on which QEMU waits for its stream. Connected to when the first bytes are there: a QEMU that looks for a
@@ -91,8 +92,7 @@ impl std::fmt::Debug for Shared {
 /// A batch on its way from a lane to the writer.
 struct Arrived {
     lane: usize,
-    wire_bytes: u64,
-    decoded: Decoded,
+    whole: Whole,
 }
 
 impl Target {
@@ -222,15 +222,16 @@ impl Shared {
         arrived: Outbox<Arrived>,
         buffers: Inbox<Vec<u8>>,
     ) -> Result<(), String> {
-        let decoder = Decoder::new(self.settings.key.clone(), &self.settings.codec);
-        let mut lane = Lane::new(decoder.map_err(|error| format!("can't start a decoder: {error}"))?);
+        let mut lane = Lane::new(Decoder::new(self.settings.key.clone(), self.settings.coders.clone()));
         loop {
             if let Ok(buffer) = buffers.try_recv() {
                 lane.decoder.recycle(buffer);
             }
+            let mut meter = DecodeMeter::waits();
             let (kind, payload) = receiver.receive().map_err(|error| error.to_string())?;
+            meter.came();
             let heard = match kind {
-                Kind::Data => lane.data(payload, &*self.settings.content)?,
+                Kind::Data => lane.data(payload, &*self.settings.content, meter)?,
                 Kind::Supply => Next::Complete(lane.supply(payload)?),
                 kind => return Err(format!("a {kind:?} frame instead of data")),
             };
@@ -239,13 +240,8 @@ impl Shared {
                     let asked = lock(sender).send(Kind::Ask, &ask.encode());
                     asked.map_err(|error| error.to_string())?;
                 }
-                Next::Complete(Whole { decoded, wire_bytes }) => {
-                    let whole = Arrived {
-                        lane: index,
-                        wire_bytes,
-                        decoded,
-                    };
-                    if arrived.send(whole).is_err() {
+                Next::Complete(whole) => {
+                    if arrived.send(Arrived { lane: index, whole }).is_err() {
                         return Ok(());
                     }
                 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmferry_core::page::content::block_hash;
-use vmferry_core::page::{Ask, BlockTable, Catalog, CodecSettings, FingerprintKey, RING_BATCHES, Reach};
+use vmferry_core::page::{Ask, BlockTable, Catalog, Codec, CodecSettings, Coders, FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
 use vmferry_core::session::Ack;
 use vmferry_core::wire::frame::Kind;
@@ -88,14 +88,14 @@ struct Pair {
     _folder: tempfile::TempDir,
 }
 
-fn pair(lanes: Vec<[(Sender, Receiver); 2]>, codec: CodecSettings) -> Pair {
-    pair_with(lanes, codec, Catalog::default(), Arc::new(|_, _, _| false))
+fn pair(lanes: Vec<[(Sender, Receiver); 2]>, coders: Coders) -> Pair {
+    pair_with(lanes, coders, Catalog::default(), Arc::new(|_, _, _| false))
 }
 
 /// The same, with known content: what the source believes of it, and how the target reads it.
 fn pair_with(
     lanes: Vec<[(Sender, Receiver); 2]>,
-    codec: CodecSettings,
+    coders: Coders,
     catalog: Catalog,
     content: Arc<target::ReadContent>,
 ) -> Pair {
@@ -112,7 +112,7 @@ fn pair_with(
     let key = FingerprintKey::new([7; 32]);
     let (to_test, from_target) = channel();
     let settings = target::Settings {
-        codec,
+        coders: coders.clone(),
         key: key.clone(),
         qemu: path,
         content,
@@ -120,7 +120,7 @@ fn pair_with(
     let target = target::Target::start(theirs, None, settings, move |event| drop(to_test.send(event))).unwrap();
     let (to_test, from_source) = channel();
     let settings = source::Settings {
-        codec,
+        coders,
         key,
         catalog: Arc::new(catalog),
         reach: Reach::Batches(RING_BATCHES),
@@ -204,7 +204,7 @@ fn what_a_disk_holds_is_read_there_and_what_it_holds_no_more_is_asked_for() {
     };
     let catalog = Catalog::new(vec![BlockTable::new(&hashes, 1000).into()]);
     let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
-    let pair = pair_with(lanes, CodecSettings::default(), catalog, Arc::new(content));
+    let pair = pair_with(lanes, Coders::default(), catalog, Arc::new(content));
     let sent = stream(5000);
     let (length, to_send) = (sent.len(), sent.clone());
     let mut qemu = pair.qemu.try_clone().unwrap();
@@ -228,7 +228,7 @@ fn a_target_that_asks_for_what_it_was_not_referred_to_ends_the_session() {
     qemu.set_read_timeout(Some(PATIENCE)).unwrap();
     let [connected, (mut liar, _receiver)] = lane(0, |_| ());
     let settings = source::Settings {
-        codec: CodecSettings::default(),
+        coders: Coders::default(),
         key: FingerprintKey::new([7; 32]),
         catalog: Arc::default(),
         reach: Reach::Batches(RING_BATCHES),
@@ -251,19 +251,16 @@ fn a_target_that_asks_for_what_it_was_not_referred_to_ends_the_session() {
 
 #[test]
 fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
-    for codec in [
-        vmferry_core::page::Codec::Zstd,
-        vmferry_core::page::Codec::Lz4,
-        vmferry_core::page::Codec::Lz78,
-    ] {
+    let alone = [Codec::Raw, Codec::Zstd, Codec::Lz4, Codec::Lz78].map(|codec| {
+        let settings = CodecSettings {
+            codec,
+            ..CodecSettings::default()
+        };
+        Coders::new(vec![settings]).unwrap()
+    });
+    for coders in alone.into_iter().chain([Coders::auto()]) {
         let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
-        let mut pair = pair(
-            lanes,
-            CodecSettings {
-                codec,
-                ..CodecSettings::default()
-            },
-        );
+        let mut pair = pair(lanes, coders.clone());
         let sent = stream(5000);
         let (length, to_send) = (sent.len(), sent.clone());
         let mut qemu = pair.qemu.try_clone().unwrap();
@@ -272,7 +269,7 @@ fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
         let mut loaded = vec![0; length];
         loader.read_exact(&mut loaded).unwrap();
         writer.join().unwrap();
-        assert!(loaded == sent, "{codec:?}: the streams differ");
+        assert!(loaded == sent, "{coders:?}: the streams differ");
         assert_eq!(pair.from_source.recv_timeout(PATIENCE), Ok(source::Event::Switchover));
 
         loader
@@ -290,7 +287,10 @@ fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
         assert_eq!((digest, digest.bytes), (pair.source.digest(), length as u64));
         let counters = pair.source.counters();
         assert_eq!(counters.stream_bytes, length as u64);
-        assert!(counters.wire_bytes < length as u64 / 4, "{codec:?}: {counters:?}");
+        // Whatever was chosen, the first batches went through a coder; how many did is up to the machine.
+        if coders.len() == 1 && coders.get(0).is_some_and(|coder| coder.codec != Codec::Raw) {
+            assert!(counters.wire_bytes < length as u64 / 4, "{coders:?}: {counters:?}");
+        }
 
         pair.source.return_path(&return_path::shut(0)).unwrap();
         let mut shut = [0; 8];
@@ -309,7 +309,7 @@ fn a_byte_changed_on_the_way_fails_both_sides_before_it_reaches_qemu() {
         }
         seen += bytes.len();
     };
-    let mut pair = pair(vec![lane(0, spoil)], CodecSettings::default());
+    let mut pair = pair(vec![lane(0, spoil)], Coders::default());
     let sent = stream(5000);
     let (to_send, mut qemu) = (sent.clone(), pair.qemu.try_clone().unwrap());
     // Fails once the source's half has closed its end.
@@ -352,7 +352,7 @@ fn an_acknowledgement_of_what_was_not_sent_ends_the_source_and_holds_nobody_up()
     qemu.set_read_timeout(Some(PATIENCE)).unwrap();
     let [connected, (mut liar, _receiver)] = lane(0, |_| ());
     let settings = source::Settings {
-        codec: CodecSettings::default(),
+        coders: Coders::default(),
         key: FingerprintKey::new([7; 32]),
         catalog: Arc::default(),
         reach: Reach::Batches(RING_BATCHES),
@@ -367,6 +367,7 @@ fn an_acknowledgement_of_what_was_not_sent_ends_the_source_and_holds_nobody_up()
     let lie = Ack {
         stream_bytes: 1 << 40,
         wire_bytes: 1 << 40,
+        ..Ack::default()
     };
     liar.send(Kind::Ack, &lie.encode()).unwrap();
     let source::Event::Failed(why) = from_source.recv_timeout(PATIENCE).unwrap() else {

@@ -112,7 +112,7 @@ fn migrate(lab: &Lab, from: &Agent, to: &Agent, traffic: &Traffic, flags: &[&str
     let link_bytes = lab.tx_bytes(from.host())? - link_before;
     let report: Report = serde_json::from_slice(&output.stdout)
         .with_context(|| format!("vmferry did not migrate: {}{}", logged(from), logged(to)))?;
-    screen::text(&report::render(&report));
+    screen::text(&report::render(&report, false));
     ensure!(
         report.outcome == Outcome::Completed,
         "the guest did not move:{}{}",

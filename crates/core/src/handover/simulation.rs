@@ -3,7 +3,7 @@
 //! living host still holds.
 
 use super::*;
-use crate::page::{StreamDigest, lz::CodecSettings};
+use crate::page::{Coders, StreamDigest};
 use crate::wire::hello::MigrationId;
 use crate::wire::message::{Epoch, Image, Message, Reservation, Transfer, Verdict};
 use proptest::prelude::*;
@@ -37,7 +37,7 @@ fn handover() -> Handover {
 fn transfer() -> Transfer {
     Transfer {
         lanes: 1,
-        codec: CodecSettings::default(),
+        coders: Coders::default(),
         fingerprint_key: [0; 32],
         verify_memory: false,
     }

@@ -355,7 +355,7 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::CodecSettings;
+    use crate::page::Coders;
     use crate::wire::hello::MigrationId;
     use crate::wire::message::Epoch;
 
@@ -368,7 +368,7 @@ mod tests {
         };
         let transfer = Transfer {
             lanes: 1,
-            codec: CodecSettings::default(),
+            coders: Coders::default(),
             fingerprint_key: [0; 32],
             verify_memory: false,
         };

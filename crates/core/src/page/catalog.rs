@@ -9,6 +9,7 @@
 use super::{
     batch::Batch,
     content::{BLOCK_BYTES, block_hash},
+    fingerprint::Fingerprint,
     known::Class,
 };
 use std::sync::{
@@ -175,11 +176,11 @@ impl Catalog {
 
     /// Refers those of the batch's pages that the target would have to be sent to blocks that it can read. Lanes do this at
     /// the same time.
-    pub fn refer(&self, batch: &Batch, classes: &mut [Class]) {
+    pub fn refer(&self, batch: &Batch, fingerprints: &[Fingerprint], classes: &mut [Class]) {
         if batch.page_bytes() != BLOCK_BYTES || !self.sources.iter().any(Source::is_good) {
             return;
         }
-        for (page, class) in batch.pages().zip(classes) {
+        for ((page, fingerprint), class) in batch.pages().zip(fingerprints).zip(classes) {
             if !matches!(class, Class::New { .. }) {
                 continue;
             }
@@ -189,7 +190,11 @@ impl Catalog {
                 good.find_map(|(number, source)| Some((number, source, source.table.find(hash)?)))
             {
                 source.referred.fetch_add(1, Ordering::Relaxed);
-                *class = Class::Content { source: number, block };
+                *class = Class::Content {
+                    source: number,
+                    block,
+                    fingerprint: *fingerprint,
+                };
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{
     delta::{self, How},
     digest::StreamDigest,
     fingerprint::{Fingerprint, FingerprintKey},
-    lz::{CodecSettings, Decode, LzError},
+    lz::{Coders, Decoders, LzError},
     payload::{FOLLOWS, Kind, NAMED, Reader},
 };
 use crate::{
@@ -26,7 +26,7 @@ const GAP_BLOCKS_MAX: u64 = 16;
 /// Decodes one lane's payloads, in their order.
 pub struct Decoder {
     key: FingerprintKey,
-    lz: Box<dyn Decode>,
+    lz: Decoders,
     /// For the next batch's stream.
     buffer: Vec<u8>,
     /// Blocks as they were read.
@@ -116,14 +116,14 @@ impl Decoded {
 }
 
 impl Decoder {
-    /// A decoder for a lane whose encoder has these settings.
-    pub fn new(key: FingerprintKey, settings: &CodecSettings) -> Result<Self, LzError> {
-        Ok(Self {
+    /// A decoder for a lane of a session with these coders.
+    pub fn new(key: FingerprintKey, coders: Coders) -> Self {
+        Self {
             key,
-            lz: settings.decoder()?,
+            lz: Decoders::new(coders),
             buffer: Vec::new(),
             blocks: Vec::new(),
-        })
+        }
     }
 
     /// Takes a buffer for the next batch, one that [`Assembler::spent`](super::Assembler::spent) gave: memory that is there
@@ -169,7 +169,8 @@ impl Decoder {
         }
         let (mut stream, mut deltas) = (build.stream.into_bytes(), build.deltas);
         if !build.plain.is_empty() {
-            self.lz.decode(lz, &mut parts(&mut stream, &mut deltas, &build.plain))?;
+            self.lz
+                .decode(header.coder, lz, &mut parts(&mut stream, &mut deltas, &build.plain))?;
         }
         let batch = Batch {
             seq: header.seq,
@@ -338,6 +339,7 @@ struct Header {
     round: u32,
     after: StreamDigest,
     page_log2: u32,
+    coder: u8,
     operations_bytes: usize,
     plain_bytes: usize,
     lz_bytes: usize,
@@ -353,6 +355,7 @@ impl Header {
                 hash: reader.array()?,
             },
             page_log2: u32::from(reader.u8()?),
+            coder: reader.u8()?,
             operations_bytes: reader.u32()? as usize,
             plain_bytes: reader.u32()? as usize,
             lz_bytes: reader.u32()? as usize,

@@ -31,8 +31,8 @@ const LINES_MAX_PART: usize = 4;
 /// Appends those lines of the page whose bits are set to `out`, in place of what is there, and returns how many; `None`, and
 /// nothing appended, if the page itself costs less.
 pub(super) fn lines(changed: u64, now: &[u8], out: &mut Vec<u8>) -> Option<u8> {
-    let (line_bytes, count) = (now.len() / LINES, changed.count_ones() as usize);
-    if line_bytes == 0 || count > LINES / LINES_MAX_PART {
+    let line_bytes = now.len() / LINES;
+    if line_bytes == 0 || !is_close(changed) {
         return None;
     }
     out.extend_from_slice(&changed.to_be_bytes());
@@ -41,7 +41,12 @@ pub(super) fn lines(changed: u64, now: &[u8], out: &mut Vec<u8>) -> Option<u8> {
             out.extend_from_slice(line);
         }
     }
-    Some(count as u8)
+    Some(changed.count_ones() as u8)
+}
+
+/// Whether so few lines changed that they cost less than the page.
+pub(super) fn is_close(changed: u64) -> bool {
+    changed.count_ones() as usize <= LINES / LINES_MAX_PART
 }
 
 /// Appends the difference between two versions of a page to `out` and returns how many lines it has; `None`, and nothing

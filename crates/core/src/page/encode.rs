@@ -5,9 +5,8 @@ use super::{
     delta,
     digest::StreamDigest,
     entropy::is_compressible,
-    fingerprint::Fingerprint,
     known::{Before, Class},
-    lz::{Encode, LzError},
+    lz::{Encoders, LzError},
     payload::{FOLLOWS, HEADER_BYTES, Kind, NAMED, put_varint},
     stats::{EncodingStats, Tally},
 };
@@ -16,24 +15,26 @@ use std::ops::Range;
 
 /// Appends the batch's payload to `out`, and what it cost to `stats`.
 ///
-/// `classes` and `fingerprints` are the batch's, in order ([`Known::classify`](super::Known::classify)), `after` is the running digest at its
-/// end, `lz` the encoder of the lane that will carry it: a lane's payloads must cross in the order of these calls. The
-/// layout is [`payload`](super::payload)'s.
+/// `classes` are the batch's, in order ([`Known::classify`](super::Known::classify)), `after` is the running digest at its
+/// end, `encoders` those of the lane that will carry it: a lane's payloads must cross in the order of
+/// these calls. `coder` is the number of the one to use. Where that is [`Codec::Raw`](super::Codec::Raw), pages cross as they
+/// are without a look at whether they would shrink. The layout is [`payload`](super::payload)'s.
 pub fn encode(
     batch: &Batch,
     classes: &[Class],
-    fingerprints: &[Fingerprint],
     after: StreamDigest,
-    lz: &mut dyn Encode,
+    encoders: &mut Encoders,
+    coder: u8,
     out: &mut Vec<u8>,
     stats: &mut EncodingStats,
-) -> Result<(), LzError> {
+) -> Result<Coded, LzError> {
     let start = out.len();
     out.extend_from_slice(&batch.seq.to_be_bytes());
     out.extend_from_slice(&batch.round.to_be_bytes());
     out.extend_from_slice(&after.bytes.to_be_bytes());
     out.extend_from_slice(&after.hash);
     out.push(batch.page_bytes().max(1).ilog2() as u8);
+    out.push(coder);
     let lengths_at = out.len();
     out.resize(start + HEADER_BYTES, 0);
 
@@ -46,15 +47,16 @@ pub fn encode(
         lz: plain,
         raw,
         foreign_bytes,
-    } = operations(batch, classes, fingerprints, &deltas, out, &mut cost);
+    } = operations(batch, classes, &deltas, encoders.is_raw(coder), out, &mut cost);
     let operations_bytes = out.len() - start - HEADER_BYTES;
 
     let plain_bytes: usize = plain.iter().map(|piece| piece.len()).sum();
     let lz_start = out.len();
     if plain_bytes > 0 {
-        lz.encode(&plain, out)?;
+        encoders.encode(coder, &plain, out)?;
     }
     let lz_bytes = out.len() - lz_start;
+    let raw_bytes: usize = raw.iter().map(|page| page.len()).sum();
     for page in raw {
         out.extend_from_slice(page);
     }
@@ -77,7 +79,19 @@ pub fn encode(
     cost.foreign.wire_bytes += foreign_share;
     cost.other_wire_bytes += lz_bytes as u64 - pages_share - delta_share - foreign_share;
     *stats += cost;
-    Ok(())
+    Ok(Coded {
+        content_bytes: (plain_bytes + raw_bytes) as u64,
+        wire_bytes: (lz_bytes + raw_bytes) as u64,
+    })
+}
+
+/// What there was to send of a batch besides references and zero runs, and what was sent for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coded {
+    /// Bytes of pages, differences and other records before coding.
+    pub content_bytes: u64,
+    /// The same on the wire.
+    pub wire_bytes: u64,
 }
 
 /// The differences of those pages of a batch that cross so.
@@ -131,8 +145,8 @@ struct Sections<'a> {
 fn operations<'a>(
     batch: &'a Batch,
     classes: &[Class],
-    fingerprints: &[Fingerprint],
     deltas: &'a Deltas,
+    as_they_are: bool,
     out: &mut Vec<u8>,
     cost: &mut EncodingStats,
 ) -> Sections<'a> {
@@ -148,7 +162,7 @@ fn operations<'a>(
         raw: Vec::new(),
         foreign_bytes: 0,
     };
-    let (mut classes, mut of_pages) = (classes.iter().zip(fingerprints), deltas.of_pages.iter());
+    let (mut classes, mut of_pages) = (classes.iter(), deltas.of_pages.iter());
     for op in batch.ops() {
         match op {
             Op::Bytes(range) => {
@@ -171,12 +185,14 @@ fn operations<'a>(
                 let delta = of_pages.next().and_then(Option::as_ref);
                 let class = classes.next();
                 let (kind, from) = match (class, delta) {
-                    (Some((Class::Same, _)), _) => (Kind::Same, None),
-                    (Some((Class::Copy { block, page }, _)), _) => (Kind::Copy, Some((block.0, *page))),
-                    (Some((Class::Content { source, block }, _)), _) => (Kind::Content, Some((*source, *block))),
-                    (Some((Class::New { .. }, _)) | None, Some(delta)) => (delta.kind, None),
-                    (Some((Class::New { .. }, _)) | None, None) if is_compressible(content) => (Kind::Lz, None),
-                    (Some((Class::New { .. }, _)) | None, None) => (Kind::Raw, None),
+                    (Some(Class::Same), _) => (Kind::Same, None),
+                    (Some(Class::Copy { block, page }), _) => (Kind::Copy, Some((block.0, *page))),
+                    (Some(Class::Content { source, block, .. }), _) => (Kind::Content, Some((*source, *block))),
+                    (Some(Class::New { .. }) | None, Some(delta)) => (delta.kind, None),
+                    (Some(Class::New { .. }) | None, None) if !as_they_are && is_compressible(content) => {
+                        (Kind::Lz, None)
+                    }
+                    (Some(Class::New { .. }) | None, None) => (Kind::Raw, None),
                 };
                 let mut each = Vec::new();
                 match (kind, class, delta) {
@@ -184,7 +200,9 @@ fn operations<'a>(
                         sections.lz.push(&deltas.bytes[delta.range.clone()]);
                         each.push(delta.lines);
                     }
-                    (Kind::Content, Some((_, fingerprint)), _) => each.extend_from_slice(&fingerprint.0),
+                    (Kind::Content, Some(Class::Content { fingerprint, .. }), _) => {
+                        each.extend_from_slice(&fingerprint.0)
+                    }
                     (Kind::Lz, ..) => sections.lz.push(content),
                     (Kind::Raw, ..) => sections.raw.push(content),
                     _ => {}

@@ -8,6 +8,7 @@
 
 use super::{
     batch::{Batch, Op},
+    delta,
     fingerprint::Fingerprint,
     lines::LineHashes,
     sparse::Sparse,
@@ -43,6 +44,8 @@ pub enum Class {
         source: u16,
         /// The block's number.
         block: u64,
+        /// The page's, by which the target tells.
+        fingerprint: Fingerprint,
     },
 }
 
@@ -56,6 +59,17 @@ pub enum Before {
     Content(Box<[u8]>),
     /// Which lines differ now, the first line's bit the lowest.
     Changed(u64),
+}
+
+impl Before {
+    /// Whether the page may well cross as its difference.
+    pub(super) fn is_close(&self) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::Content(_) => true,
+            Self::Changed(lines) => delta::is_close(*lines),
+        }
+    }
 }
 
 /// Which of the pages sent before may be referred to.

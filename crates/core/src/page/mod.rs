@@ -13,6 +13,7 @@
 //! | [`ask`] | what the target did not find there |
 //! | [`versions`] | pages as they were last sent, within a bound |
 //! | [`lines`] | hashes of a page's lines, which tell what changed |
+//! | [`choice`] | which coder a batch goes through, from what was measured |
 //! | `delta` | a page as its difference to what the target holds |
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
 //! | `entropy` | which pages are not worth an LZ coder's time |
@@ -38,6 +39,7 @@ pub mod assemble;
 pub mod batch;
 pub mod builder;
 pub mod catalog;
+pub mod choice;
 pub mod content;
 pub mod decode;
 mod delta;
@@ -63,11 +65,11 @@ pub use builder::BatchBuilder;
 pub use catalog::{BlockTable, Catalog};
 pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
-pub use encode::encode;
+pub use encode::{Coded, encode};
 pub use fingerprint::{Fingerprint, FingerprintKey};
 pub use known::{Before, Class, Known, Reach};
 pub use lines::LineHashes;
-pub use lz::{Codec, CodecSettings, LzError};
+pub use lz::{Codec, CodecSettings, Coders, Encoders, LzError};
 pub use page_set::PageSet;
 pub use ring::RING_BATCHES;
 pub use stats::EncodingStats;

@@ -7,10 +7,11 @@
 //!     12    8  bytes of QEMU's stream up to the end of the batch
 //!     20   16  running digest there
 //!     36    1  log2 of the page size
-//!     37    4  length of the operations, bytes
-//!     41    4  length of the LZ section once decoded, bytes
-//!     45    4  length of the LZ section, bytes
-//!     49       operations, then LZ section, then raw pages to the end
+//!     37    1  which of the session's coders the LZ section went through
+//!     38    4  length of the operations, bytes
+//!     42    4  length of the LZ section once decoded, bytes
+//!     46    4  length of the LZ section, bytes
+//!     50       operations, then LZ section, then raw pages to the end
 //! ```
 //!
 //! Integers are big-endian. An operation is a tag byte and what its kind needs; `n` is a varint (seven bits a byte, low
@@ -37,7 +38,7 @@
 use crate::qemu::BlockName;
 
 /// Bytes in front of the operations.
-pub const HEADER_BYTES: usize = 49;
+pub const HEADER_BYTES: usize = 50;
 /// Tag bit: the record carries its block's name.
 pub const NAMED: u8 = 0x10;
 /// Tag bit: the page behind the operation before.

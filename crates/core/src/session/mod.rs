@@ -19,27 +19,55 @@ pub struct Ack {
     pub stream_bytes: u64,
     /// Bytes of frames received on this lane, for the source's measure of goodput.
     pub wire_bytes: u64,
+    /// Processor time of decoding this lane's batches, nanoseconds.
+    pub decode_ns: u64,
+    /// Processor time of everything else that was done for them, nanoseconds.
+    pub place_ns: u64,
+    /// How long this lane's thread waited for data, nanoseconds.
+    pub idle_ns: u64,
+    /// Thousandths of processors that the target's host has for this at present; 0 if it does not know.
+    pub cores_milli: u64,
+    /// Tells hosts apart: both sides are on one if the source's is the same; 0 if it does not know.
+    pub host: u64,
 }
 
 impl Ack {
     /// Bytes of an encoded acknowledgement.
-    pub const BYTES: usize = 16;
+    pub const BYTES: usize = 56;
+    /// Bytes of the part that every version writes.
+    const BYTES_MIN: usize = 16;
 
     /// The payload of an `Ack` frame.
     pub fn encode(self) -> [u8; Ack::BYTES] {
+        let fields = [
+            self.stream_bytes,
+            self.wire_bytes,
+            self.decode_ns,
+            self.place_ns,
+            self.idle_ns,
+            self.cores_milli,
+            self.host,
+        ];
         let mut bytes = [0; Ack::BYTES];
-        bytes[..8].copy_from_slice(&self.stream_bytes.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.wire_bytes.to_be_bytes());
+        bytes.copy_from_slice(fields.map(u64::to_be_bytes).as_flattened());
         bytes
     }
 
-    /// Reads it back; `None` if it has another length.
+    /// Reads it back; `None` if it is shorter than the two counts that matter. Figures that are missing are 0.
     pub fn decode(payload: &[u8]) -> Option<Ack> {
-        let bytes: &[u8; Ack::BYTES] = payload.try_into().ok()?;
-        let value = u128::from_be_bytes(*bytes);
+        if payload.len() < Ack::BYTES_MIN {
+            return None;
+        }
+        let mut fields = payload.as_chunks().0.iter().map(|bytes| u64::from_be_bytes(*bytes));
+        let mut next = || fields.next().unwrap_or(0);
         Some(Ack {
-            stream_bytes: (value >> 64) as u64,
-            wire_bytes: value as u64,
+            stream_bytes: next(),
+            wire_bytes: next(),
+            decode_ns: next(),
+            place_ns: next(),
+            idle_ns: next(),
+            cores_milli: next(),
+            host: next(),
         })
     }
 }
@@ -212,6 +240,7 @@ mod tests {
                     Ack {
                         stream_bytes: carried,
                         wire_bytes: carried / 4,
+                        ..Ack::default()
                     },
                     now,
                 )
@@ -256,7 +285,8 @@ mod tests {
             lane.acknowledged(
                 Ack {
                     stream_bytes: 50,
-                    wire_bytes: 3
+                    wire_bytes: 3,
+                    ..Ack::default()
                 },
                 2 * MS
             ),
@@ -266,7 +296,8 @@ mod tests {
             lane.acknowledged(
                 Ack {
                     stream_bytes: 49,
-                    wire_bytes: 3
+                    wire_bytes: 3,
+                    ..Ack::default()
                 },
                 3 * MS
             )
@@ -277,7 +308,8 @@ mod tests {
             lane.acknowledged(
                 Ack {
                     stream_bytes: 101,
-                    wire_bytes: 3
+                    wire_bytes: 3,
+                    ..Ack::default()
                 },
                 3 * MS
             )
@@ -292,9 +324,20 @@ mod tests {
         let ack = Ack {
             stream_bytes: 1 << 40 | 7,
             wire_bytes: u64::MAX,
+            decode_ns: 3,
+            place_ns: 4,
+            idle_ns: 5,
+            cores_milli: 6,
+            host: 7,
         };
         assert_eq!(Ack::decode(&ack.encode()), Some(ack));
         assert_eq!(Ack::decode(&[0; 15]), None);
+        let counts = Ack {
+            stream_bytes: ack.stream_bytes,
+            wire_bytes: ack.wire_bytes,
+            ..Ack::default()
+        };
+        assert_eq!(Ack::decode(&ack.encode()[..16]), Some(counts), "figures may be missing");
     }
 
     proptest! {

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The protocol versions that this build speaks, oldest and newest.
-pub const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
+/// The protocol versions that this build speaks, oldest and newest. From 2 on a batch says which coder it went through.
+pub const VERSIONS: Versions = Versions { oldest: 2, newest: 2 };
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! fields that it does not know; `postcard` or any other positional format would need a new protocol version for each.
 
 use super::hello::MigrationId;
-use crate::page::{StreamDigest, lz::CodecSettings};
+use crate::page::{Coders, StreamDigest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -43,8 +43,8 @@ pub struct Handover {
 pub struct Transfer {
     /// Data lanes, each a connection with an encoder and a decoder of its own.
     pub lanes: u16,
-    /// The coder of pages that have to be sent.
-    pub codec: CodecSettings,
+    /// The coders that pages go through; each batch names one by its number in this list.
+    pub coders: Coders,
     /// Key of this session's page fingerprints, drawn by the source.
     pub fingerprint_key: [u8; 32],
     /// Whether both sides hash the guest's memory and compare before the commit.

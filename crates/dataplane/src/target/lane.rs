@@ -2,6 +2,7 @@
 //! and ask for what is not there.
 
 use super::ReadContent;
+use crate::coding::{DecodeMeter, Spent};
 use std::collections::HashMap;
 use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX};
 use vmferry_core::page::content::BLOCK_BYTES;
@@ -26,6 +27,8 @@ pub(crate) struct Whole {
     pub(crate) decoded: Decoded,
     /// Bytes of the frames that carried it.
     pub(crate) wire_bytes: u64,
+    /// What it has cost so far.
+    pub(crate) spent: Spent,
 }
 
 /// What is to be done after a frame of data.
@@ -44,11 +47,12 @@ impl Lane {
     }
 
     /// Takes a `Data` frame.
-    pub(crate) fn data(&mut self, payload: &[u8], content: &ReadContent) -> Result<Next, String> {
+    pub(crate) fn data(&mut self, payload: &[u8], content: &ReadContent, meter: DecodeMeter) -> Result<Next, String> {
         let decoded = self.decoder.decode(payload).map_err(|error| error.to_string())?;
         let mut whole = Whole {
             decoded,
             wire_bytes: (HEADER_BYTES + payload.len()) as u64,
+            spent: meter.decoded(),
         };
         let read = &mut |source: u16, block: u64, into: &mut [u8]| content(source, block, into);
         let pages = self.decoder.find(&mut whole.decoded, read);

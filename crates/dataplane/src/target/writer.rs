@@ -1,10 +1,12 @@
 //! The target's one thread that works in the order of batches: puts them in order, assembles them, has their pages placed by
 //! [`Placers`], then gives QEMU what is left and acknowledges.
 
+use super::lane::Whole;
 use super::{Arrived, Ordered, Shared, lock};
+use crate::coding::{Bill, Spent};
 use crate::connection::Sender;
 use crate::placement::Placement;
-use crate::placers::{BATCHES_MAX, Placers, Write};
+use crate::placers::{BATCHES_MAX, Placed, Placers, Write};
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, select};
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -21,6 +23,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     lanes: Vec<Arc<Mutex<Sender>>>,
     acks: Vec<Ack>,
+    bill: Bill,
     /// Connected to when the first bytes are there.
     qemu: Option<UnixStream>,
     /// Batches that came before their turn.
@@ -41,6 +44,7 @@ struct UnderWay {
     for_qemu: Vec<u8>,
     lane: usize,
     wire_bytes: u64,
+    spent: Spent,
     state: State,
 }
 
@@ -65,6 +69,7 @@ impl Writer {
         Self {
             shared,
             acks: vec![Ack::default(); lanes.len()],
+            bill: Bill::new(),
             lanes,
             qemu: None,
             reorder: Reorder::new(window),
@@ -85,7 +90,7 @@ impl Writer {
                     Err(_) => return Ok(()),
                 },
                 recv(placed) -> placed => match placed {
-                    Ok(Ok(seq)) => self.placed(seq),
+                    Ok(Ok(placed)) => self.placed(&placed),
                     Ok(Err(error)) => return Err(format!("can't write the target guest's memory: {error}")),
                     Err(_) => return Err("nobody writes the target guest's memory any more".to_owned()),
                 },
@@ -95,19 +100,21 @@ impl Writer {
     }
 
     fn arrived(&mut self, arrived: Arrived) -> Result<(), String> {
-        self.waiting_bytes += arrived.decoded.stream_bytes();
+        self.waiting_bytes += arrived.whole.decoded.stream_bytes();
         // A source that keeps to its credit is never so far ahead.
         let waiting_max = self.lanes.len() as u64 * (LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64);
         if self.waiting_bytes > waiting_max {
             return Err("the source sends more than it has credit for".to_owned());
         }
-        let seq = arrived.decoded.seq();
+        let seq = arrived.whole.decoded.seq();
         self.reorder.put(seq, arrived).map_err(|error| error.to_string())
     }
 
-    fn placed(&mut self, seq: u64) {
-        if let Some(under_way) = self.under_way.iter_mut().find(|under_way| under_way.batch.seq == seq) {
+    fn placed(&mut self, placed: &Placed) {
+        let mut under_way = self.under_way.iter_mut();
+        if let Some(under_way) = under_way.find(|under_way| under_way.batch.seq == placed.seq) {
             under_way.state = State::Placed;
+            under_way.spent.place += placed.processor;
             self.placers.finish(&under_way.writes);
         }
     }
@@ -130,7 +137,7 @@ impl Writer {
             let Some(arrived) = self.reorder.take() else {
                 return Ok(());
             };
-            self.waiting_bytes -= arrived.decoded.stream_bytes();
+            self.waiting_bytes -= arrived.whole.decoded.stream_bytes();
             let under_way = self.shared.assemble(arrived)?;
             self.under_way.push_back(under_way);
             while let Some(buffer) = lock(&self.shared.ordered).assembler.spent() {
@@ -154,6 +161,7 @@ impl Writer {
             let ack = &mut self.acks[done.lane];
             ack.stream_bytes += done.batch.stream().len() as u64;
             ack.wire_bytes += done.wire_bytes;
+            self.bill.add(done.spent, ack);
             let sent = lock(&self.lanes[done.lane]).send(Kind::Ack, &ack.encode());
             sent.map_err(|error| format!("lane {}: {error}", done.lane))?;
         }
@@ -164,6 +172,12 @@ impl Writer {
 impl Shared {
     /// Assembles the next batch and finds out what is to be done with it.
     fn assemble(&self, arrived: Arrived) -> Result<UnderWay, String> {
+        let Arrived { lane, whole } = arrived;
+        let Whole {
+            decoded,
+            wire_bytes,
+            spent,
+        } = whole;
         let mut ordered = lock(&self.ordered);
         // From then on the guest's memory is nobody's but the guest's.
         if self.loaded.load(Ordering::SeqCst) || self.closed.load(Ordering::SeqCst) {
@@ -175,7 +189,7 @@ impl Shared {
             placement,
         } = &mut *ordered;
         let batch = assembler
-            .apply(arrived.decoded, &mut |block, offset, into| match memory {
+            .apply(decoded, &mut |block, offset, into| match memory {
                 Some(memory) => memory
                     .read(block, offset, into)
                     .map_err(|error| ReadError(error.to_string())),
@@ -201,8 +215,9 @@ impl Shared {
             batch,
             writes,
             for_qemu,
-            lane: arrived.lane,
-            wire_bytes: arrived.wire_bytes,
+            lane,
+            wire_bytes,
+            spent,
         })
     }
 

@@ -7,23 +7,29 @@ use utoipa::ToSchema;
 use vmferry_core::{
     handover,
     limits::LANES_MAX,
-    page::lz::{Codec, CodecSettings},
+    page::lz::{Codec, CodecSettings, Coders, LzError},
     wire::hello::MigrationId,
 };
 
 use crate::api::types::PORT_DEFAULT;
 
-pub use crate::api::report::{ContentReport, CpuSeconds, Outcome, Report, RoundReport, StageTime, Verification};
+pub use crate::api::report::{
+    Coding, ContentReport, CpuSeconds, Outcome, Report, RoundReport, StageTime, Verification,
+};
 
 /// The longest that a guest may stand still before a migration is rolled back, milliseconds.
 pub const BLACKOUT_MS_MAX: u64 = 30_000;
 
-/// The LZ coder that pages go through.
+/// The coder that pages go through.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CodecChoice {
-    /// zstd with a dictionary as long as the session.
+    /// Chosen while pages cross, by kind of page, from what link, pages and processors turn out to be.
     #[default]
+    Auto,
+    /// None: pages cross as they are.
+    Raw,
+    /// zstd with a dictionary as long as the session.
     Zstd,
     /// LZ4: less CPU, more bytes.
     Lz4,
@@ -31,12 +37,15 @@ pub enum CodecChoice {
     Lz78,
 }
 
-impl From<CodecChoice> for Codec {
-    fn from(choice: CodecChoice) -> Self {
-        match choice {
-            CodecChoice::Zstd => Codec::Zstd,
-            CodecChoice::Lz4 => Codec::Lz4,
-            CodecChoice::Lz78 => Codec::Lz78,
+impl CodecChoice {
+    /// The coder, where it is a fixed one.
+    fn fixed(self) -> Option<Codec> {
+        match self {
+            CodecChoice::Auto => None,
+            CodecChoice::Raw => Some(Codec::Raw),
+            CodecChoice::Zstd => Some(Codec::Zstd),
+            CodecChoice::Lz4 => Some(Codec::Lz4),
+            CodecChoice::Lz78 => Some(Codec::Lz78),
         }
     }
 }
@@ -47,7 +56,7 @@ impl From<CodecChoice> for Codec {
 pub struct MigrateRequest {
     /// The target agent, `HOST` or `HOST:PORT`; the port is 7464 if none is given.
     pub to: String,
-    /// The LZ coder.
+    /// The coder.
     #[serde(default)]
     pub codec: CodecChoice,
     /// zstd's level, 1 to 19; a default that costs little if absent. The other coders have none.
@@ -113,14 +122,20 @@ impl MigrateRequest {
         }
     }
 
-    /// The coder as the data plane takes it.
-    pub fn codec_settings(&self) -> CodecSettings {
+    /// The coders that the data plane may choose from: one where it is fixed.
+    ///
+    /// # Errors
+    /// When the level is one that zstd does not have.
+    pub fn coders(&self) -> Result<Coders, LzError> {
+        let Some(codec) = self.codec.fixed() else {
+            return Ok(Coders::auto());
+        };
         let default = CodecSettings::default();
-        CodecSettings {
-            codec: self.codec.into(),
+        Coders::new(vec![CodecSettings {
+            codec,
             level: self.level.unwrap_or(default.level),
             ..default
-        }
+        }])
     }
 
     /// Everything about the request that cannot be carried out whatever the hosts are like, as sentences.
@@ -133,8 +148,8 @@ impl MigrateRequest {
             problems.push(format!("`lanes` is {lanes}: it can be 1 to {LANES_MAX}"));
         }
         if self.level.is_some() && self.codec != CodecChoice::Zstd {
-            problems.push("`level` is given: only zstd has levels; leave it out".to_owned());
-        } else if let Err(error) = self.codec_settings().encoder() {
+            problems.push("`level` is given: only zstd has levels; ask for `codec` zstd or leave it out".to_owned());
+        } else if let Err(error) = self.coders() {
             problems.push(format!("`level`: {error}"));
         }
         if self.max_downtime_ms == 0 {
@@ -348,6 +363,7 @@ mod tests {
         request.max_downtime_ms = 0;
         request.bandwidth_bytes_s = Some(0);
         request.timeout_s = 0;
+        request.codec = CodecChoice::Zstd;
         request.level = Some(99);
         assert_eq!(request.problems().len(), 6);
         request.codec = CodecChoice::Lz4;

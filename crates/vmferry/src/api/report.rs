@@ -61,6 +61,37 @@ pub struct RoundReport {
     pub ms: f64,
 }
 
+/// A stretch of time in which one coder was chosen for one kind of page, and the figures behind it when it began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Coding {
+    /// When it began, milliseconds since the stream did.
+    pub from_ms: u64,
+    /// `fresh`, or `changed` for pages that cross as differences.
+    pub pages: String,
+    /// The coder.
+    pub coder: String,
+    /// Batches in it.
+    pub batches: u64,
+    /// How many of them tried out another coder.
+    pub probes: u64,
+    /// What the link carries, bytes a second.
+    pub link_bytes_per_s: f64,
+    /// Whether that was measured; otherwise it is a guess, since the link was never the slowest part.
+    pub link_measured: bool,
+    /// Bytes on the wire for a byte coded.
+    pub ratio: f64,
+    /// Processor time to encode a byte, nanoseconds.
+    pub encode_ns_per_byte: f64,
+    /// Processor time to decode one, nanoseconds.
+    pub decode_ns_per_byte: f64,
+    /// Processors to spare on the source.
+    pub source_cores: f64,
+    /// Processors to spare on the target.
+    pub target_cores: f64,
+    /// What a byte of QEMU's stream was expected to take, nanoseconds.
+    pub expected_ns_per_byte: f64,
+}
+
 /// The result of comparing the two copies of the guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Verification {
@@ -133,6 +164,9 @@ pub struct Report {
     /// Known content that pages were referred to.
     #[serde(default)]
     pub contents: Vec<ContentReport>,
+    /// Which coders were chosen, where they were, and why.
+    #[serde(default)]
+    pub coding: Vec<Coding>,
     /// The comparison of both memories, where it was asked for.
     pub verification: Option<Verification>,
     /// Processor time.
@@ -173,6 +207,7 @@ impl Report {
             placed_bytes: 0,
             not_placed: None,
             contents: Vec::new(),
+            coding: Vec::new(),
             verification: None,
             cpu: CpuSeconds::default(),
             stream_followed: true,

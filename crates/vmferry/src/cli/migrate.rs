@@ -51,6 +51,9 @@ pub struct MigrateArgs {
     /// Compare all memory byte for byte before the commit; lengthens the pause.
     #[arg(long)]
     verify: bool,
+    /// Show which coders were chosen, for which pages and when, and the figures behind it.
+    #[arg(long, conflicts_with = "detach")]
+    explain: bool,
     /// Print the migration's id and leave it running.
     #[arg(long)]
     detach: bool,
@@ -99,7 +102,7 @@ pub async fn migrate(client: &Client, json: bool, args: MigrateArgs) -> Result<E
         .ok_or_else(|| Failure::Lost("it ended before the migration did".to_owned()))?;
     match json {
         true => print_json(&report)?,
-        false => print_text(&report::render(&report))?,
+        false => print_text(&report::render(&report, args.explain))?,
     }
     Ok(report.outcome.into())
 }

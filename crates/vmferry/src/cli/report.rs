@@ -12,14 +12,22 @@ const ROUNDS_SHOWN_MAX: usize = 8;
 const ROUNDS_SHOWN_FIRST: usize = 4;
 
 /// The whole report as lines of text.
-pub fn render(report: &Report) -> String {
+pub fn render(report: &Report, explain: bool) -> String {
     let mut out = headline(report);
     for reason in &report.reasons {
         out.push_str(&format!("  - {reason}\n"));
     }
     out.push('\n');
     out.push_str(&facts(report));
-    for table in [stages(report), rounds(report), cpu(report)].into_iter().flatten() {
+    for table in [
+        stages(report),
+        rounds(report),
+        cpu(report),
+        coding(report).filter(|_| explain),
+    ]
+    .into_iter()
+    .flatten()
+    {
         let _ = write!(out, "\n{table}");
     }
     out
@@ -190,12 +198,38 @@ fn cpu(report: &Report) -> Option<Table> {
     (sum > 0.0).then_some(table)
 }
 
+/// Which coders were chosen, and the figures behind it.
+fn coding(report: &Report) -> Option<Table> {
+    let headings = [
+        "from", "pages", "coder", "batches", "probes", "link", "ratio", "encode", "decode", "cores", "expected",
+    ];
+    let mut table = Table::new(headings).left(3);
+    for stretch in &report.coding {
+        // A guess says only that the link was never the slowest part.
+        let mark = if stretch.link_measured { "" } else { "?" };
+        table.row([
+            milliseconds(stretch.from_ms as f64),
+            stretch.pages.clone(),
+            stretch.coder.clone(),
+            count(stretch.batches),
+            count(stretch.probes),
+            format!("{}/s{mark}", bytes(stretch.link_bytes_per_s as u64)),
+            format!("{:.3}", stretch.ratio),
+            format!("{:.2} ns/B", stretch.encode_ns_per_byte),
+            format!("{:.2} ns/B", stretch.decode_ns_per_byte),
+            format!("{:.1} and {:.1}", stretch.source_cores, stretch.target_cores),
+            format!("{:.2} ns/B", stretch.expected_ns_per_byte),
+        ]);
+    }
+    (!report.coding.is_empty()).then_some(table)
+}
+
 #[cfg(test)]
 mod tests {
     use vmferry_core::wire::hello::MigrationId;
 
     use super::*;
-    use crate::api::migration::{ContentReport, CpuSeconds, Stage, StageTime, Verification};
+    use crate::api::migration::{Coding, ContentReport, CpuSeconds, Stage, StageTime, Verification};
 
     fn completed() -> Report {
         let by_encoding = |zero, lz, bytes| ByEncoding {
@@ -240,6 +274,7 @@ mod tests {
             wire_bytes: 45_000_000,
             stream_bytes: 257_000_000,
             placed_bytes: 256_000_000,
+            coding: Vec::new(),
             not_placed: None,
             contents: vec![ContentReport {
                 source: "/srv/web.qcow2".to_owned(),
@@ -265,7 +300,7 @@ mod tests {
     #[test]
     fn a_completed_migration_reads_as_aligned_tables() {
         assert_eq!(
-            render(&completed()),
+            render(&completed(), false),
             "\
 web moved from host-a to host-b:7464 in 6.41 s
 
@@ -307,7 +342,7 @@ target         0.75   1.00
             ..completed()
         };
         let first_cells = |rounds| {
-            let text = render(&report(rounds));
+            let text = render(&report(rounds), false);
             let rows = text.lines().skip_while(|line| !line.starts_with("round"));
             let rows = rows.skip(1).take_while(|line| !line.is_empty());
             let cells = rows.map(|row| row.split_whitespace().take(4).collect::<Vec<_>>().join(" "));
@@ -350,7 +385,7 @@ target         0.75   1.00
             ..completed()
         };
         assert_eq!(
-            render(&report),
+            render(&report, false),
             "\
 web did not move: host-b:7464 refuses it, and the guest runs on host-a
   - bridge br0 is missing
@@ -373,9 +408,43 @@ migration   000000000000000000000000000000a5
             stream_lost: Some("unknown section at byte 17".to_owned()),
             ..completed()
         };
-        let text = render(&report);
+        let text = render(&report, false);
         assert!(text.contains("the guest stays on host-a"), "{text}");
         assert!(text.contains("memory      NOT EQUAL, 4.10 kB compared"), "{text}");
         assert!(text.contains("from here: unknown section at byte 17"), "{text}");
+    }
+
+    #[test]
+    fn what_was_chosen_and_why_is_shown_on_demand() {
+        let mut report = completed();
+        report.coding = vec![Coding {
+            from_ms: 120,
+            pages: "fresh".to_owned(),
+            coder: "zstd-1".to_owned(),
+            batches: 40,
+            probes: 2,
+            link_bytes_per_s: 1.25e8,
+            link_measured: false,
+            ratio: 0.3,
+            encode_ns_per_byte: 2.4,
+            decode_ns_per_byte: 1.1,
+            source_cores: 1.5,
+            target_cores: 2.0,
+            expected_ns_per_byte: 2.75,
+        }];
+        assert!(!render(&report, false).contains("zstd-1"));
+        let text = render(&report, true);
+        for shown in [
+            "fresh",
+            "zstd-1",
+            "40",
+            "/s?",
+            "0.300",
+            "2.40 ns/B",
+            "1.5 and 2.0",
+            "2.75 ns/B",
+        ] {
+            assert!(text.contains(shown), "{shown} in {text}");
+        }
     }
 }

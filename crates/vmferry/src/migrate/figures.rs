@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use vmferry_core::controller::Forecast;
 use vmferry_core::handover::Stage;
+use vmferry_core::page::choice::Log;
 use vmferry_core::page::{EncodingStats, stats::Tally};
 use vmferry_dataplane::source::Counters;
 use vmferry_qmp::RamInfo;
 
 use crate::api::migration::{
-    ByEncoding, ContentReport, CpuSeconds, Encoded, Progress, Report, RoundReport, StageTime, Verification,
+    ByEncoding, Coding, ContentReport, CpuSeconds, Encoded, Progress, Report, RoundReport, StageTime, Verification,
 };
 
 /// What the target tells of its side.
@@ -159,7 +160,7 @@ impl Account {
     }
 
     /// Fills in a report that says how it ended.
-    pub(super) fn report(self, head: Report, counters: &Counters) -> Report {
+    pub(super) fn report(self, head: Report, counters: &Counters, log: &Log) -> Report {
         let (agent_start, qemu_start) = self.cpu_at_start;
         let qemu_cpu = self.qemu_cpu.unwrap_or_else(|| cpu_of(self.qemu));
         Report {
@@ -173,6 +174,7 @@ impl Account {
             placed_bytes: self.target.placed_bytes,
             not_placed: self.target.not_placed,
             contents: contents(self.contents, counters),
+            coding: coding(log),
             verification: self.verification,
             cpu: CpuSeconds {
                 source_agent: cpu_of("self").saturating_sub(agent_start).as_secs_f64(),
@@ -186,6 +188,27 @@ impl Account {
             ..head
         }
     }
+}
+
+/// As the API tells it.
+fn coding(log: &Log) -> Vec<Coding> {
+    let stretches = log.stretches().iter();
+    let told = stretches.map(|stretch| Coding {
+        from_ms: stretch.from_ms,
+        pages: stretch.kind.to_string(),
+        coder: stretch.settings.to_string(),
+        batches: stretch.batches,
+        probes: stretch.probes,
+        link_bytes_per_s: stretch.link_bytes_per_s,
+        link_measured: stretch.link_measured,
+        ratio: stretch.cost.ratio,
+        encode_ns_per_byte: stretch.cost.encode_ns_per_byte,
+        decode_ns_per_byte: stretch.cost.decode_ns_per_byte,
+        source_cores: stretch.source_cores,
+        target_cores: stretch.target_cores,
+        expected_ns_per_byte: stretch.predicted.total,
+    });
+    told.collect()
 }
 
 /// The least time that a rate is measured over, seconds.

@@ -105,7 +105,7 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
 }
 
 fn transfer(request: &MigrateRequest) -> Result<Transfer, String> {
-    let codec = request.codec_settings();
+    let coders = request.coders().map_err(|error| error.to_string())?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let lanes = request
         .lanes
@@ -116,7 +116,7 @@ fn transfer(request: &MigrateRequest) -> Result<Transfer, String> {
         .map_err(|errno| format!("no random bytes: {errno}"))?;
     Ok(Transfer {
         lanes: lanes as u16,
-        codec,
+        coders,
         fingerprint_key,
         verify_memory: request.verify,
     })
@@ -465,7 +465,7 @@ impl Driver {
         // The connection stays; the name has served.
         let _ = std::fs::remove_file(&path);
         let settings = lanes::Settings {
-            codec: self.session.transfer.codec,
+            coders: self.session.transfer.coders.clone(),
             key: FingerprintKey::new(self.session.transfer.fingerprint_key),
             catalog: Arc::new(catalog),
             reach: if reservation.reads_guest_memory {
@@ -572,7 +572,8 @@ impl Driver {
             ms(self.began.elapsed()),
         );
         let counters = self.counters();
-        self.account.report(head, &counters)
+        let log = self.stream.as_ref().map(|stream| stream.coding()).unwrap_or_default();
+        self.account.report(head, &counters, &log)
     }
 }
 

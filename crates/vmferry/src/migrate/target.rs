@@ -240,7 +240,7 @@ impl Driver {
         };
         let connected = std::mem::take(&mut incoming.connected);
         let settings = lanes::Settings {
-            codec: incoming.transfer.codec,
+            coders: incoming.transfer.coders.clone(),
             key: FingerprintKey::new(incoming.transfer.fingerprint_key),
             qemu: vm.folder.migration(),
             content: reader(std::mem::take(&mut self.contents)),

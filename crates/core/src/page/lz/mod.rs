@@ -1,9 +1,10 @@
-//! The LZ coders behind one small interface. Each lane has one encoder, and the target one decoder for it, for as long as
-//! the session lasts: what one batch taught a coder serves the next.
+//! The LZ coders behind one small interface. Each lane has an encoder of each coder that it used, and the target a decoder
+//! for it, for as long as the session lasts ([`coders`]): what one batch taught a coder serves the next that it codes.
 //!
 //! | codec | dictionary | for |
 //! |---|---|---|
-//! | [`Codec::Zstd`] | the last bytes of the lane's session, up to the window | the default |
+//! | [`Codec::Raw`] | none | links faster than the coders |
+//! | [`Codec::Zstd`] | the last bytes of the lane's session, up to the window | slower links |
 //! | [`Codec::Lz4`] | the last 64 KiB of the batch | links faster than Zstandard |
 //! | [`Codec::Lz78`] | up to 65536 strings of the lane's session | the coder that the paper describes, as a baseline |
 //!
@@ -37,11 +38,15 @@
 //! matching 1 to 3 % less for 1.9 to 2.7 times. What a session has seen farther back is found as whole pages, by
 //! [`Known`](super::Known), at no such price. So 2^19 is the default, and `window_log` a setting.
 
+pub mod coders;
 mod lz4;
 mod lz78;
+mod raw;
 #[cfg(test)]
 mod tests;
 mod zstd;
+
+pub use coders::{Coders, Decoders, Encoders};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +57,8 @@ pub const WINDOW_LOG_MAX: u32 = 27;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Codec {
+    /// Bytes as they are.
+    Raw,
     /// The paper's coder.
     Lz78,
     /// LZ4 blocks.
@@ -72,6 +79,17 @@ pub struct CodecSettings {
     /// log2 of the bytes that Zstandard looks back over, 17 to [`WINDOW_LOG_MAX`]. Each lane holds that much, and its
     /// decoder as much again.
     pub window_log: u32,
+}
+
+impl std::fmt::Display for CodecSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.codec {
+            Codec::Raw => f.pad("raw"),
+            Codec::Lz78 => f.pad("lz78"),
+            Codec::Lz4 => f.pad("lz4"),
+            Codec::Zstd => f.pad(&format!("zstd-{} w{}", self.level, self.window_log)),
+        }
+    }
 }
 
 impl Default for CodecSettings {
@@ -127,6 +145,7 @@ impl CodecSettings {
     pub fn encoder(&self) -> Result<Box<dyn Encode>, LzError> {
         self.validate()?;
         Ok(match self.codec {
+            Codec::Raw => Box::new(raw::Raw),
             Codec::Lz78 => Box::new(lz78::Encoder::new()),
             Codec::Lz4 => Box::new(lz4::Lz4::default()),
             Codec::Zstd => Box::new(zstd::Encoder::new(self)?),
@@ -137,6 +156,7 @@ impl CodecSettings {
     pub fn decoder(&self) -> Result<Box<dyn Decode>, LzError> {
         self.validate()?;
         Ok(match self.codec {
+            Codec::Raw => Box::new(raw::Raw),
             Codec::Lz78 => Box::new(lz78::Decoder::new()),
             Codec::Lz4 => Box::new(lz4::Lz4::default()),
             Codec::Zstd => Box::new(zstd::Decoder::new(self)?),

@@ -12,7 +12,7 @@ fn settings(codec: Codec) -> CodecSettings {
 }
 
 fn codecs() -> impl Strategy<Value = Codec> {
-    prop_oneof![Just(Codec::Lz78), Just(Codec::Lz4), Just(Codec::Zstd)]
+    prop_oneof![Just(Codec::Raw), Just(Codec::Lz78), Just(Codec::Lz4), Just(Codec::Zstd)]
 }
 
 /// Data with and without repetition, in pieces.

@@ -1,0 +1,31 @@
+//! Which coder a batch goes through, decided from what was measured. Pure: time and processors are arguments.
+//!
+//! A session is a pipeline of three stages that work at the same time: the source's processors, the link, the target's
+//! processors. The slowest decides, so a coder is good if it takes load from that one and does not make another slower.
+//! All is counted per byte of QEMU's stream.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`predict`] | what a stream byte takes with a coder, stage by stage |
+//! | [`costs`] | what each coder costs and saves by kind of page: as recorded, then as measured |
+//! | [`link`] | what the link carries: known once it was the slowest stage, guessed upwards before |
+//! | [`chooser`] | puts these together: least time, ties to the processors, probes within a budget, no flapping |
+//! | [`log`] | what was chosen over stretches of time, and why |
+//! | [`recorded`] | costs measured by `coder_costs`: what is assumed before anything is measured |
+//! | [`simulation`] | a session in virtual time, on recorded costs |
+//! | [`sweep`] | the simulation over links, processors and pages |
+
+pub mod chooser;
+pub mod costs;
+pub mod link;
+pub mod log;
+pub mod predict;
+pub mod recorded;
+pub mod simulation;
+pub mod sweep;
+
+pub use chooser::{Chooser, Encoded};
+pub use costs::{Cost, PageKind};
+pub use link::{Arrivals, Link, Window};
+pub use log::{Log, Stretch};
+pub use predict::{Conditions, Prediction, predict};

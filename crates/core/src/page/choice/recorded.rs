@@ -1,0 +1,94 @@
+//! Costs as the example `coder_costs` measured them once, on one machine: what a choice starts from, and what its simulation
+//! runs on. On another machine the proportions between coders hold better than the figures; measuring replaces both.
+
+use super::costs::{Cost, PageKind};
+use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
+
+/// Everything that was measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Recorded {
+    /// The processor, and what else is worth knowing.
+    pub machine: String,
+    /// Everything of the source but encoding, per byte of QEMU's stream.
+    pub source_ns_per_byte: f64,
+    /// Everything of the target but decoding.
+    pub target_ns_per_byte: f64,
+    /// Kinds of content.
+    pub pages: Vec<Pages>,
+}
+
+/// How names end of pages that were changed and sent again.
+pub const CHANGED: &str = ", changed";
+
+/// One kind of content.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pages {
+    /// What it was.
+    pub name: String,
+    /// The part of QEMU's stream that had to be coded; the rest were references, zero runs and unchanged parts of pages.
+    pub content: f64,
+    /// What each coder of [`Coders::auto`](super::super::Coders::auto) made of it, by its number.
+    pub coders: Vec<Cost>,
+}
+
+impl Pages {
+    /// Which kind of page a choice takes this for.
+    pub fn kind(&self) -> PageKind {
+        match self.name.ends_with(CHANGED) {
+            true => PageKind::Changed,
+            false => PageKind::Fresh,
+        }
+    }
+}
+
+static RECORDED: LazyLock<Recorded> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("recorded.json")).expect("`coder_costs` printed it, and a test reads it")
+});
+
+/// All that was measured.
+pub fn recorded() -> &'static Recorded {
+    &RECORDED
+}
+
+/// What to assume of a coder before it was measured on pages of this kind: the middle of what was recorded. The coder is one
+/// of [`Coders::auto`](super::super::Coders::auto), by its number.
+pub fn assumed(kind: PageKind, coder: usize) -> Cost {
+    // Content that nothing makes smaller says nothing about coders.
+    let of_kind = || {
+        let compressible = |pages: &&Pages| pages.coders.last().is_some_and(|last| last.ratio < 0.9);
+        let pages = recorded().pages.iter().filter(|pages| pages.kind() == kind);
+        pages.filter(compressible).filter_map(|pages| pages.coders.get(coder))
+    };
+    let middle = |of: fn(&Cost) -> f64| {
+        let mut all: Vec<f64> = of_kind().map(of).collect();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied().unwrap_or(1.0)
+    };
+    Cost {
+        encode_ns_per_byte: middle(|cost| cost.encode_ns_per_byte),
+        decode_ns_per_byte: middle(|cost| cost.decode_ns_per_byte),
+        ratio: middle(|cost| cost.ratio),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::super::Coders, *};
+
+    #[test]
+    fn every_coder_was_recorded_on_every_kind_of_page() {
+        for pages in &recorded().pages {
+            assert_eq!(pages.coders.len(), Coders::auto().len(), "{}", pages.name);
+        }
+        for kind in PageKind::ALL {
+            let light = assumed(kind, 1);
+            let heavy = assumed(kind, Coders::auto().len() - 1);
+            assert!(heavy.ratio < light.ratio, "{kind}: heavier coders save more");
+            assert!(
+                heavy.encode_ns_per_byte > light.encode_ns_per_byte,
+                "{kind}: and take longer"
+            );
+        }
+    }
+}

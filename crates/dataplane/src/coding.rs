@@ -1,0 +1,335 @@
+//! Which coder the lanes use: what they and the target measure goes to the [`Chooser`], which all lanes share.
+
+use crate::processors::{self, Spare};
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use vmferry_core::page::choice::{Arrivals, Chooser, Encoded, Log, PageKind};
+use vmferry_core::page::{Class, Coded, Coders};
+use vmferry_core::session::Ack;
+
+/// Batches acknowledged between two looks at the link: enough to be an average, few enough that a session of a small guest
+/// has many.
+const WINDOW_BATCHES: u64 = 4;
+
+/// And the time at least: on a fast link the threads' pauses would count as the link's.
+const WINDOW_MIN: Duration = Duration::from_millis(5);
+
+/// Lanes that wait for QEMU for this part of their time are faster than it.
+const STARVED: f64 = 0.3;
+
+/// The choice of a session's lanes.
+pub(crate) struct Coding {
+    state: Mutex<State>,
+    host: u64,
+    began: Instant,
+}
+
+struct State {
+    chooser: Chooser,
+    spare: Spare,
+    lanes: Vec<LaneState>,
+    window: Since,
+    arrivals: Arrivals,
+}
+
+/// A batch on its way.
+struct OnTheWay {
+    /// Stream bytes of its lane up to its end.
+    up_to: u64,
+    stream_bytes: u64,
+    content_bytes: u64,
+    kind: PageKind,
+    coder: u8,
+    /// When it was encoded.
+    at: Instant,
+}
+
+#[derive(Default)]
+struct LaneState {
+    sent: u64,
+    on_the_way: VecDeque<OnTheWay>,
+    acked: Ack,
+}
+
+/// What was seen since the last look.
+struct Since {
+    at: Instant,
+    stream_bytes: u64,
+    starved: Duration,
+    target_idle: Duration,
+}
+
+impl Since {
+    fn now() -> Since {
+        Since {
+            at: Instant::now(),
+            stream_bytes: 0,
+            starved: Duration::ZERO,
+            target_idle: Duration::ZERO,
+        }
+    }
+}
+
+impl Coding {
+    /// For so many lanes and a limit in bytes a second.
+    pub(crate) fn new(coders: Coders, lanes: usize, limit: Option<u64>) -> Coding {
+        let mut spare = Spare::new();
+        Coding {
+            state: Mutex::new(State {
+                chooser: Chooser::new(coders, lanes as u16, spare.cores(), limit),
+                spare,
+                lanes: (0..lanes).map(|_| LaneState::default()).collect(),
+                window: Since::now(),
+                arrivals: Arrivals::default(),
+            }),
+            host: processors::host(),
+            began: Instant::now(),
+        }
+    }
+
+    /// What was chosen so far, and why.
+    pub(crate) fn log(&self) -> Log {
+        self.state().chooser.log().clone()
+    }
+
+    /// Measures the lane's thread, on which this is to be called.
+    pub(crate) fn lane(&self, index: usize) -> LaneMeter<'_> {
+        LaneMeter {
+            coding: self,
+            index,
+            at: Mark::now(),
+            began: Mark::now(),
+            kind: PageKind::Fresh,
+            coder: 0,
+            encode: Duration::ZERO,
+            coded: Coded::default(),
+            stream_bytes: 0,
+        }
+    }
+
+    /// The target acknowledged `wire_bytes` more on a lane.
+    pub(crate) fn acknowledged(&self, index: usize, ack: &Ack, wire_bytes: u64) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let lane = &mut state.lanes[index];
+        let before = std::mem::replace(&mut lane.acked, *ack);
+        let grown = |now: u64, then: u64| Duration::from_nanos(now.saturating_sub(then));
+        let mut arrived = Vec::new();
+        while let Some(batch) = lane.on_the_way.pop_front_if(|batch| batch.up_to <= ack.stream_bytes) {
+            arrived.push(batch);
+        }
+        // A figure of several batches, which an acknowledgement may be about, can't be told apart by coder.
+        if let [batch] = &arrived[..]
+            && ack.decode_ns > before.decode_ns
+        {
+            let decode = grown(ack.decode_ns, before.decode_ns);
+            let chooser = &mut state.chooser;
+            chooser.decoded(batch.kind, batch.coder, batch.content_bytes, decode);
+            chooser.placed(batch.stream_bytes, grown(ack.place_ns, before.place_ns));
+        }
+        if let Some(batch) = arrived.last() {
+            // Several at once: the last is the one that this is about.
+            state.arrivals.add(self.began.elapsed(), batch.at.elapsed(), wire_bytes);
+        }
+        let window = &mut state.window;
+        window.stream_bytes += ack.stream_bytes.saturating_sub(before.stream_bytes);
+        // Before the first batch there was nothing to wait for.
+        if before.stream_bytes > 0 {
+            window.target_idle += grown(ack.idle_ns, before.idle_ns);
+        }
+        self.look(state, ack);
+    }
+
+    /// Tells the chooser what was seen, if that is enough.
+    fn look(&self, state: &mut State, ack: &Ack) {
+        let span = state.window.at.elapsed();
+        if state.arrivals.batches() < WINDOW_BATCHES || span < WINDOW_MIN {
+            return;
+        }
+        let seen = std::mem::replace(&mut state.window, Since::now());
+        let of_lanes = span.as_secs_f64() * state.lanes.len() as f64;
+        let part = |time: Duration| (time.as_secs_f64() / of_lanes).clamp(0.0, 1.0);
+        let floor = (part(seen.starved) >= STARVED && seen.stream_bytes > 0)
+            .then(|| span.as_nanos() as f64 / seen.stream_bytes as f64);
+        let mut source = state.spare.cores();
+        let target = (ack.cores_milli > 0).then(|| ack.cores_milli as f64 / 1e3);
+        if ack.host != 0 && ack.host == self.host {
+            state.chooser.on_one_host();
+            // What the other side uses, this one counts as taken.
+            source = source.max(target.unwrap_or(source));
+        }
+        // A floor lasts no longer than it is seen.
+        state.chooser.cores(Some(source), target, Some(floor.unwrap_or(0.0)));
+        let window = state.arrivals.close(span, part(seen.target_idle));
+        state.chooser.window(&window, self.began.elapsed());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Figures only: a panic elsewhere leaves nothing half done that matters here.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A moment by both clocks.
+#[derive(Clone, Copy)]
+struct Mark {
+    wall: Instant,
+    processor: Duration,
+    delay: Duration,
+}
+
+impl Mark {
+    fn now() -> Mark {
+        Mark {
+            wall: Instant::now(),
+            processor: processors::of_this_thread(),
+            delay: processors::delay_of_this_thread(),
+        }
+    }
+
+    /// Time since then that the thread waited for others; for a processor does not count.
+    fn waited(&self, until: &Mark) -> Duration {
+        let delay = until.delay.saturating_sub(self.delay);
+        (until.wall - self.wall).saturating_sub(self.worked(until) + delay)
+    }
+
+    fn worked(&self, until: &Mark) -> Duration {
+        until.processor.saturating_sub(self.processor)
+    }
+}
+
+/// Measures one lane's thread: call its functions in the order in which they stand here, once a batch each.
+pub(crate) struct LaneMeter<'a> {
+    coding: &'a Coding,
+    index: usize,
+    /// When the last part ended.
+    at: Mark,
+    /// When the batch came.
+    began: Mark,
+    kind: PageKind,
+    coder: u8,
+    encode: Duration,
+    coded: Coded,
+    stream_bytes: u64,
+}
+
+impl LaneMeter<'_> {
+    /// A batch came from the reader.
+    pub(crate) fn came(&mut self) {
+        self.began = Mark::now();
+        let starved = self.at.waited(&self.began);
+        self.coding.state().window.starved += starved;
+    }
+
+    /// It is classified and about to be encoded: by this coder.
+    pub(crate) fn choose(&mut self, classes: &[Class]) -> u8 {
+        self.kind = PageKind::of(classes);
+        self.coder = self.coding.state().chooser.choose(self.kind);
+        self.at = Mark::now();
+        self.coder
+    }
+
+    /// It is encoded.
+    pub(crate) fn encoded(&mut self, stream_bytes: u64, coded: Coded) {
+        let now = Mark::now();
+        self.encode = self.at.worked(&now);
+        (self.coded, self.stream_bytes, self.at) = (coded, stream_bytes, now);
+        // Before it is sent: its acknowledgement can be here before the sender is back.
+        let mut state = self.coding.state();
+        let lane = &mut state.lanes[self.index];
+        lane.sent += stream_bytes;
+        lane.on_the_way.push_back(OnTheWay {
+            up_to: lane.sent,
+            stream_bytes,
+            content_bytes: coded.content_bytes,
+            kind: self.kind,
+            coder: self.coder,
+            at: now.wall,
+        });
+    }
+
+    /// It is sent.
+    pub(crate) fn sent(&mut self) {
+        let now = Mark::now();
+        let batch = Encoded {
+            stream_bytes: self.stream_bytes,
+            coded: self.coded,
+            encode: self.encode,
+            other: self.began.worked(&now).saturating_sub(self.encode),
+        };
+        let mut state = self.coding.state();
+        state.chooser.encoded(self.kind, self.coder, &batch);
+        self.at = now;
+    }
+}
+
+/// What a batch cost the target, on its way from the lane's thread to its acknowledgement.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    decode: Duration,
+    idle: Duration,
+    /// Of the threads that write its pages.
+    pub(crate) place: Duration,
+}
+
+/// Measures a lane's thread on the target.
+pub(crate) struct DecodeMeter {
+    at: Mark,
+    idle: Duration,
+}
+
+impl DecodeMeter {
+    /// To be called on the lane's thread before it waits.
+    pub(crate) fn waits() -> DecodeMeter {
+        DecodeMeter {
+            at: Mark::now(),
+            idle: Duration::ZERO,
+        }
+    }
+
+    /// The data is here.
+    pub(crate) fn came(&mut self) {
+        let now = Mark::now();
+        self.idle = self.at.waited(&now);
+        self.at = now;
+    }
+
+    /// It is decoded.
+    pub(crate) fn decoded(self) -> Spent {
+        Spent {
+            decode: self.at.worked(&Mark::now()),
+            idle: self.idle,
+            place: Duration::ZERO,
+        }
+    }
+}
+
+/// Adds up what batches cost the target, for its acknowledgements.
+pub(crate) struct Bill {
+    spare: Spare,
+    host: u64,
+    at: Duration,
+}
+
+impl Bill {
+    /// To be called on the writer's thread.
+    pub(crate) fn new() -> Bill {
+        Bill {
+            spare: Spare::new(),
+            host: processors::host(),
+            at: processors::of_this_thread(),
+        }
+    }
+
+    /// A batch of the lane is placed: what it cost is in its acknowledgement.
+    pub(crate) fn add(&mut self, spent: Spent, ack: &mut Ack) {
+        let now = processors::of_this_thread();
+        let place = spent.place + now.saturating_sub(std::mem::replace(&mut self.at, now));
+        ack.decode_ns += spent.decode.as_nanos() as u64;
+        ack.idle_ns += spent.idle.as_nanos() as u64;
+        ack.place_ns += place.as_nanos() as u64;
+        ack.cores_milli = (self.spare.cores() * 1e3) as u64;
+        ack.host = self.host;
+    }
+}
