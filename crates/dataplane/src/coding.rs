@@ -4,16 +4,9 @@ use crate::processors::{self, Spare};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use vmferry_core::page::choice::{Arrivals, Chooser, Encoded, Log, PageKind};
+use vmferry_core::page::choice::{Chooser, Encoded, Log, PageKind, Window};
 use vmferry_core::page::{Class, Coded, Coders};
 use vmferry_core::session::Ack;
-
-/// Batches acknowledged between two looks at the link: enough to be an average, few enough that a session of a small guest
-/// has many.
-const WINDOW_BATCHES: u64 = 4;
-
-/// And the time at least: on a fast link the threads' pauses would count as the link's.
-const WINDOW_MIN: Duration = Duration::from_millis(5);
 
 /// Lanes that wait for QEMU for this part of their time are faster than it.
 const STARVED: f64 = 0.3;
@@ -30,7 +23,6 @@ struct State {
     spare: Spare,
     lanes: Vec<LaneState>,
     window: Since,
-    arrivals: Arrivals,
 }
 
 /// A batch on its way.
@@ -41,8 +33,6 @@ struct OnTheWay {
     content_bytes: u64,
     kind: PageKind,
     coder: u8,
-    /// When it was encoded.
-    at: Instant,
 }
 
 #[derive(Default)]
@@ -55,8 +45,13 @@ struct LaneState {
 /// What was seen since the last look.
 struct Since {
     at: Instant,
+    batches: u64,
     stream_bytes: u64,
+    wire_bytes: u64,
+    /// Lanes waited for QEMU.
     starved: Duration,
+    /// Lanes waited to send.
+    blocked: Duration,
     target_idle: Duration,
 }
 
@@ -64,8 +59,11 @@ impl Since {
     fn now() -> Since {
         Since {
             at: Instant::now(),
+            batches: 0,
             stream_bytes: 0,
+            wire_bytes: 0,
             starved: Duration::ZERO,
+            blocked: Duration::ZERO,
             target_idle: Duration::ZERO,
         }
     }
@@ -81,7 +79,6 @@ impl Coding {
                 spare,
                 lanes: (0..lanes).map(|_| LaneState::default()).collect(),
                 window: Since::now(),
-                arrivals: Arrivals::default(),
             }),
             host: processors::host(),
             began: Instant::now(),
@@ -128,11 +125,9 @@ impl Coding {
             chooser.decoded(batch.kind, batch.coder, batch.content_bytes, decode);
             chooser.placed(batch.stream_bytes, grown(ack.place_ns, before.place_ns));
         }
-        if let Some(batch) = arrived.last() {
-            // Several at once: the last is the one that this is about.
-            state.arrivals.add(self.began.elapsed(), batch.at.elapsed(), wire_bytes);
-        }
         let window = &mut state.window;
+        window.batches += arrived.len() as u64;
+        window.wire_bytes += wire_bytes;
         window.stream_bytes += ack.stream_bytes.saturating_sub(before.stream_bytes);
         // Before the first batch there was nothing to wait for.
         if before.stream_bytes > 0 {
@@ -144,7 +139,8 @@ impl Coding {
     /// Tells the chooser what was seen, if that is enough.
     fn look(&self, state: &mut State, ack: &Ack) {
         let span = state.window.at.elapsed();
-        if state.arrivals.batches() < WINDOW_BATCHES || span < WINDOW_MIN {
+        let span_min = Window::span_min(self.began.elapsed());
+        if state.window.batches < Window::BATCHES_MIN || span < span_min {
             return;
         }
         let seen = std::mem::replace(&mut state.window, Since::now());
@@ -161,7 +157,12 @@ impl Coding {
         }
         // A floor lasts no longer than it is seen.
         state.chooser.cores(Some(source), target, Some(floor.unwrap_or(0.0)));
-        let window = state.arrivals.close(span, part(seen.target_idle));
+        let window = Window {
+            span,
+            wire_bytes: seen.wire_bytes,
+            source_waits: part(seen.blocked),
+            target_waits: part(seen.target_idle),
+        };
         state.chooser.window(&window, self.began.elapsed());
     }
 
@@ -245,7 +246,6 @@ impl LaneMeter<'_> {
             content_bytes: coded.content_bytes,
             kind: self.kind,
             coder: self.coder,
-            at: now.wall,
         });
     }
 
@@ -259,6 +259,7 @@ impl LaneMeter<'_> {
             other: self.began.worked(&now).saturating_sub(self.encode),
         };
         let mut state = self.coding.state();
+        state.window.blocked += self.at.waited(&now);
         state.chooser.encoded(self.kind, self.coder, &batch);
         self.at = now;
     }

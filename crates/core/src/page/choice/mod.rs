@@ -26,6 +26,6 @@ pub mod sweep;
 
 pub use chooser::{Chooser, Encoded};
 pub use costs::{Cost, PageKind};
-pub use link::{Arrivals, Link, Window};
+pub use link::{Link, Window};
 pub use log::{Log, Stretch};
 pub use predict::{Conditions, Prediction, predict};

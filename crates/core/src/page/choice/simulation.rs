@@ -8,16 +8,13 @@
 use super::{
     chooser::{Chooser, Encoded},
     costs::Cost,
-    link::{Arrivals, Window},
+    link::Window,
     recorded::{Pages, recorded},
 };
 use crate::limits::BATCH_BYTES;
 use crate::page::{Coded, Coders};
 use std::collections::VecDeque;
 use std::time::Duration;
-
-/// Batches acknowledged between two looks at the link, as in the data plane.
-pub const WINDOW_BATCHES: u64 = 4;
 
 /// Lanes that a session has by default, one a processor up to this many.
 const LANES_DEFAULT_MAX: f64 = 8.0;
@@ -56,7 +53,6 @@ pub enum Policy {
 /// A batch that is on its way: when it arrives, and what the chooser then hears.
 struct OnTheWay {
     arrives: f64,
-    delay: f64,
     /// How long the last stage had waited for it.
     idle: f64,
     batch: usize,
@@ -92,14 +88,12 @@ impl Session<'_> {
                 chooser.decoded(content.kind(), arrived.coder, content_bytes(content), time);
                 let other = BATCH_BYTES as f64 * recorded().target_ns_per_byte * self.slowness;
                 chooser.placed(BATCH_BYTES as u64, Duration::from_secs_f64(other / 1e9));
-                let (at, delay) = (
-                    Duration::from_secs_f64(arrived.arrives),
-                    Duration::from_secs_f64(arrived.delay),
-                );
-                window.arrivals.add(at, delay, arrived.wire_bytes);
+                window.batches += 1;
+                window.wire_bytes += arrived.wire_bytes;
                 // Before the first batch there was nothing to wait for.
                 window.idle += if arrived.batch == 0 { 0.0 } else { arrived.idle };
             }
+            window.source_waits += stages.waits_for_room();
             if let Some(seen) = window.close(now) {
                 chooser.window(&seen, Duration::from_secs_f64(now));
             }
@@ -124,7 +118,6 @@ impl Session<'_> {
             chooser.cores(None, None, Some(work.starved.unwrap_or(0.0)));
             on_the_way.push_back(OnTheWay {
                 arrives,
-                delay: arrives - stages.done[0],
                 idle,
                 batch: number,
                 coder,
@@ -215,6 +208,11 @@ impl Stages {
         self.done[0].max(self.room_at(0))
     }
 
+    /// How long the first stage has to wait for that.
+    fn waits_for_room(&self) -> f64 {
+        self.next_start() - self.done[0]
+    }
+
     /// Takes a batch through; returns when it is done, and how long the last stage had waited for it.
     fn pass(&mut self, work: &[f64; 3]) -> (f64, f64) {
         let start = self.next_start();
@@ -245,19 +243,27 @@ impl Stages {
 #[derive(Default)]
 struct Seen {
     since: f64,
+    batches: u64,
+    wire_bytes: u64,
+    source_waits: f64,
     idle: f64,
-    arrivals: Arrivals,
 }
 
 impl Seen {
     fn close(&mut self, now: f64) -> Option<Window> {
-        if self.arrivals.batches() < WINDOW_BATCHES {
+        let span = now - self.since;
+        let span_min = Window::span_min(Duration::from_secs_f64(now)).as_secs_f64();
+        if self.batches < Window::BATCHES_MIN || span < span_min {
             return None;
         }
-        let span = now - self.since;
-        let target_waits = (self.idle / span).clamp(0.0, 1.0);
-        (self.since, self.idle) = (now, 0.0);
-        Some(self.arrivals.close(Duration::from_secs_f64(span), target_waits))
+        let seen = std::mem::take(self);
+        self.since = now;
+        Some(Window {
+            span: Duration::from_secs_f64(span),
+            wire_bytes: seen.wire_bytes,
+            source_waits: (seen.source_waits / span).clamp(0.0, 1.0),
+            target_waits: (seen.idle / span).clamp(0.0, 1.0),
+        })
     }
 }
 
