@@ -70,11 +70,19 @@ impl<'lab> Scenario<'lab> {
     /// # Errors
     /// When it does not compile, or an agent does not serve.
     pub fn set_up(lab: &'lab Lab) -> Result<Self> {
+        Self::set_up_with(lab, &[], &[])
+    }
+
+    /// As [`set_up`](Self::set_up), with further options of the agent on [`Host::A`] and of that on [`Host::B`].
+    ///
+    /// # Errors
+    /// As [`set_up`](Self::set_up).
+    pub fn set_up_with(lab: &'lab Lab, a: &[&str], b: &[&str]) -> Result<Self> {
         let vmferry = built_vmferry(false)?;
         Ok(Self {
             lab,
-            a: Agent::start(lab, Host::A, &vmferry)?,
-            b: Agent::start(lab, Host::B, &vmferry)?,
+            a: Agent::start_with(lab, Host::A, &vmferry, a)?,
+            b: Agent::start_with(lab, Host::B, &vmferry, b)?,
             vmferry,
             vms: RefCell::default(),
         })

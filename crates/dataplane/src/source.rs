@@ -213,8 +213,8 @@ impl Source {
         })
     }
 
-    /// Reads every page that was sent, as the guest's memory holds it now, except those that stand in known content. A part of
-    /// them at once; whole pages.
+    /// Reads every page that was sent, as the guest's memory holds it now, except those that will stand in known content
+    /// still when the guest comes back. A part of them at once; whole pages.
     pub fn read_memory(
         &self,
         memory: &mut GuestMemory,

@@ -56,7 +56,8 @@ pub enum Event {
     Failed(String),
 }
 
-/// The running threads of the target's half. They end when [`close`](Target::close) is called or something fails.
+/// The running threads of the target's half. They take nothing more once [`stop`](Target::stop) is called or something fails,
+/// and have ended after [`close`](Target::close).
 #[derive(Debug)]
 pub struct Target {
     shared: Arc<Shared>,
@@ -175,7 +176,12 @@ impl Target {
         }
     }
 
-    /// Closes every lane and QEMU's socket. A QEMU that has not loaded everything fails; one that has is not disturbed.
+    /// Closes every lane. A QEMU that has not loaded everything waits for more, and its memory can be read.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+
+    /// Closes QEMU's socket, too. A QEMU that has not loaded everything fails and ends; one that has is not disturbed.
     pub fn close(&self) {
         self.shared.close();
     }
@@ -188,11 +194,15 @@ impl Drop for Target {
 }
 
 impl Shared {
-    fn close(&self) {
+    fn stop(&self) {
         self.closed.store(true, Ordering::SeqCst);
         for lane in &self.lanes {
             lane.close();
         }
+    }
+
+    fn close(&self) {
+        self.stop();
         if let Some(qemu) = &*lock(&self.qemu) {
             // An error says that it is closed already.
             let _ = qemu.shutdown(Shutdown::Both);
@@ -206,11 +216,12 @@ impl Shared {
         threads::spawn(name, move || run(&for_run), move || for_panic.fail(why))
     }
 
-    /// Reports the first failure; what follows from it is silent.
+    /// Reports the first failure; what follows from it is silent. QEMU's socket stays open for as long as somebody may want to
+    /// keep what came of its memory.
     fn fail(&self, why: String) {
         if !self.closed.swap(true, Ordering::SeqCst) {
             (self.on_event)(Event::Failed(why));
-            self.close();
+            self.stop();
         }
     }
 

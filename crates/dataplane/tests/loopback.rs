@@ -1,7 +1,7 @@
 //! Both halves joined over loopback: QEMU's ends are plain sockets here, since what is tested is that the bytes arrive, all
 //! of them and only they. Real QEMUs are in the end-to-end tests.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -334,6 +334,15 @@ fn a_byte_changed_on_the_way_fails_both_sides_before_it_reaches_qemu() {
     pair.loader.set_nonblocking(true).unwrap();
     let mut loaded = Vec::new();
     if let Ok((mut loader, _)) = pair.loader.accept() {
+        loader.set_nonblocking(true).unwrap();
+        let waits = loader.read_to_end(&mut loaded).unwrap_err();
+        assert_eq!(
+            waits.kind(),
+            ErrorKind::WouldBlock,
+            "its memory could not be kept any more"
+        );
+        pair.target.close();
+        loader.set_nonblocking(false).unwrap();
         loader.set_read_timeout(Some(PATIENCE)).unwrap();
         loader
             .read_to_end(&mut loaded)

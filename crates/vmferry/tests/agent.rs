@@ -2,7 +2,7 @@
 
 mod host;
 
-use std::{fs, net::TcpListener};
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
 
 use host::{Host, vm};
 use serde_json::Value;
@@ -146,6 +146,22 @@ async fn two_agents_cannot_share_a_state_directory() {
     assert_eq!(second.code, 1);
     assert!(second.stderr.contains("in use by another process"), "{}", second.stderr);
     assert_eq!(host.cli(&["ps"]).await.code, 0, "the first one is untouched");
+}
+
+#[tokio::test]
+async fn a_key_that_others_can_read_stops_the_agent_before_it_serves() {
+    let mut host = Host::start().await;
+    host.terminate_agent().await;
+    let key = host.state_dir().join("content.key");
+    let mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o640);
+    let refused = host.run_agent_to_its_end(&host.state_dir().join("agent.sock")).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
+    for said in [key.to_str().unwrap(), "chmod 600"] {
+        assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+    }
+    mode(0o600);
+    host.start_agent().await;
 }
 
 #[tokio::test]

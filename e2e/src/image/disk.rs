@@ -43,6 +43,28 @@ pub fn qcow2_of(raw: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// As [`qcow2_of`], with its clusters compressed.
+///
+/// # Errors
+/// As there.
+pub fn compressed_qcow2_of(raw: &Path, path: &Path) -> Result<()> {
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-c", "-f", "raw", "-O", "qcow2"]);
+    run(convert.arg(raw).arg(path))?;
+    Ok(())
+}
+
+/// Creates an empty qcow2 at `path` whose backing file is the raw image `raw`.
+///
+/// # Errors
+/// When `qemu-img` fails; its message is in the error.
+pub fn overlay_of(raw: &Path, path: &Path) -> Result<()> {
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
+    run(create.arg(raw).arg(path))?;
+    Ok(())
+}
+
 /// Checks the ext4 file system in the image `path` of format `format` (`raw` or `qcow2`), which no
 /// QEMU may have open.
 ///

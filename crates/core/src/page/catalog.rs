@@ -150,6 +150,8 @@ impl BlockTable {
 #[derive(Debug, Default)]
 pub struct Catalog {
     sources: Vec<Source>,
+    /// Sources that are there after the migration, too: so many, from the first.
+    lasting: usize,
 }
 
 #[derive(Debug)]
@@ -171,7 +173,15 @@ impl Catalog {
         });
         Self {
             sources: sources.take(CONTENT_SOURCES_MAX).collect(),
+            lasting: CONTENT_SOURCES_MAX,
         }
+    }
+
+    /// The same, of which only the first `count` content sources are there after the migration, too. Others are memory of the VM
+    /// that the target kept: it forgets that when the VM runs there.
+    #[must_use]
+    pub fn with_lasting(self, count: usize) -> Self {
+        Self { lasting: count, ..self }
     }
 
     /// Refers those of the batch's pages that the target would have to be sent to blocks that it can read. Lanes do this at
@@ -199,10 +209,11 @@ impl Catalog {
         }
     }
 
-    /// Whether a block stands in one of them, as far as the source knows.
+    /// Whether a block will stand in one of them after the migration, as far as the source knows.
     pub fn holds(&self, block: &[u8]) -> bool {
         let hash = block_hash(block);
-        let mut good = self.sources.iter().filter(|source| source.is_good());
+        let lasting = self.sources.iter().take(self.lasting);
+        let mut good = lasting.filter(|source| source.is_good());
         good.any(|source| source.table.find(hash).is_some())
     }
 
@@ -304,6 +315,15 @@ mod tests {
         fn any_bytes_are_a_table(packed in proptest::collection::vec(any::<u8>(), 0..100), hash: u64) {
             BlockTable::unpacked(&packed).find(hash);
         }
+    }
+
+    #[test]
+    fn what_the_target_will_forget_is_not_held() {
+        let blocks = [[1; BLOCK_BYTES], [2; BLOCK_BYTES]];
+        let tables = blocks.map(|block| BlockTable::new(&[block_hash(&block)], 1).into());
+        let held = |catalog: Catalog| blocks.map(|block| catalog.holds(&block));
+        assert_eq!(held(Catalog::new(tables.to_vec())), [true, true]);
+        assert_eq!(held(Catalog::new(tables.to_vec()).with_lasting(1)), [true, false]);
     }
 
     #[test]

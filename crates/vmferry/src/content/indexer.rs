@@ -18,6 +18,7 @@ const PROGRESS_BLOCKS: u64 = 16 * 1024;
 /// Indexes whatever is there to be indexed, one source at a time, as long as the agent lives.
 pub(crate) async fn keep(agent: Arc<Agent>) {
     let mut events = agent.events.listen();
+    let mut sources = agent.content.sources.subscribe();
     loop {
         agent.content.look(&agent).await;
         while let Some(source) = agent.content.next_waiting() {
@@ -42,8 +43,15 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
             // The agent ends.
             std::future::pending().await
         };
+        // Whoever looks in between, or finds an index unusable, leaves a source waiting.
+        let waiting = async {
+            let is_waiting = |source: &Source| source.state == State::Waiting;
+            // It never fails: this agent has the sender.
+            let _ = sources.wait_for(|sources| sources.values().any(is_waiting)).await;
+        };
         tokio::select! {
             () = news => {}
+            () = waiting => {}
             () = tokio::time::sleep(REFRESH) => {}
         }
     }
@@ -136,7 +144,7 @@ impl KnownContent {
             .map_err(|error| error.to_string())
     }
 
-    fn set(&self, name: &str, change: impl FnOnce(&mut Source)) {
+    pub(super) fn set(&self, name: &str, change: impl FnOnce(&mut Source)) {
         self.sources.send_if_modified(|sources| {
             let source = sources.get_mut(name);
             source.map(change).is_some()

@@ -1,5 +1,5 @@
 //! Memory that VMs left on this host, encrypted: when one comes back, or is offered again after an attempt that failed, little of
-//! it has to be sent. What stands in known content already is left out.
+//! it has to be sent. What stands on disks and in images that both hosts read is left out where a VM left.
 
 use std::io;
 use std::sync::Arc;

@@ -40,7 +40,7 @@ const TABLE_BYTES_PER_BLOCK: u64 = 9;
 /// The known content of one host.
 #[derive(Debug)]
 pub struct KnownContent {
-    indexes: Arc<IndexFolder>,
+    indexes: IndexFolder,
     images: BTreeSet<String>,
     options: ScanOptions,
     /// Blocks of all tables of a migration together.
@@ -73,21 +73,21 @@ pub struct Known {
     /// What the target calls it, too.
     pub name: ContentName,
     source: String,
-    indexes: Arc<IndexFolder>,
+    content: Arc<KnownContent>,
     blocks_max: usize,
 }
 
 impl Known {
-    /// The table of its blocks; empty if the index is gone meanwhile. It takes a while for large ones.
+    /// The table of its blocks; empty if the index is gone meanwhile or can't be used, and then a new one is made for the next
+    /// migration. It takes a while for large ones.
     pub fn table(&self) -> Arc<BlockTable> {
-        match self.indexes.load(&self.source) {
-            Ok(Some(index)) => Arc::new(BlockTable::new(&index.hashes, self.blocks_max)),
-            Ok(None) => Arc::default(),
-            Err(error) => {
-                tracing::warn!(source = self.source, %error, "an index can't be used");
-                Arc::default()
-            }
+        match self.content.indexes.load(&self.source) {
+            Ok(Some(index)) => return Arc::new(BlockTable::new(&index.hashes, self.blocks_max)),
+            Ok(None) => tracing::warn!(source = self.source, "an index is gone"),
+            Err(error) => tracing::warn!(source = self.source, %error, "an index can't be used"),
         }
+        self.content.set(&self.source, |source| source.state = State::Waiting);
+        Arc::default()
     }
 }
 
@@ -107,7 +107,7 @@ impl KnownContent {
             }
         };
         Ok(Self {
-            indexes: Arc::new(IndexFolder::open(folder.join("indexes"), config.index_space.0)?),
+            indexes: IndexFolder::open(folder.join("indexes"), config.index_space.0)?,
             images: config.images.iter().map(|path| path.display().to_string()).collect(),
             options: ScanOptions {
                 bytes_per_second: Some(config.index_bandwidth.0),
@@ -120,7 +120,7 @@ impl KnownContent {
     }
 
     /// What pages of a VM that runs here may be referred to: what it reads, and images, as far as there are indexes.
-    pub async fn of(&self, vm: &RunningVm) -> Vec<Known> {
+    pub async fn of(self: &Arc<Self>, vm: &RunningVm) -> Vec<Known> {
         let storage = storage::of(vm).await;
         let sources = self.sources.borrow();
         let usable = |source: &String| sources.get(source).filter(|known| known.updated.is_some());
@@ -141,7 +141,7 @@ impl KnownContent {
         let known = |(name, source)| Known {
             name,
             source,
-            indexes: self.indexes.clone(),
+            content: self.clone(),
             blocks_max,
         };
         all.into_iter().map(known).collect()

@@ -44,6 +44,7 @@ impl Contents {
 
     /// The catalog of those that the target can read, and what each is. It takes a while for large tables.
     pub(super) fn catalog(mut self, readable: &[u16]) -> (Catalog, Vec<String>) {
+        let lasting = self.offered.len();
         let mut offered = self.offered.into_iter();
         let (mut tables, mut names) = (Vec::new(), Vec::new());
         let count = readable.iter().max().map_or(0, |last| last.saturating_add(1));
@@ -59,6 +60,6 @@ impl Contents {
             tables.push(table);
             names.push(known.map_or_else(|| "the target's own".to_owned(), |known| known.name.to_string()));
         }
-        (Catalog::new(tables), names)
+        (Catalog::new(tables).with_lasting(lasting), names)
     }
 }

@@ -302,7 +302,7 @@ impl Driver {
             }
             TargetEffect::Finish { owned } => {
                 if let (true, Some(vm)) = (owned, self.vm.take()) {
-                    self.forget_kept();
+                    self.forget_kept().await;
                     self.agent.take_in(vm, self.handover.epoch);
                     self.agent.peers.reservations().release(&self.handover.vm);
                 }
@@ -430,19 +430,22 @@ impl Driver {
         serde_json::to_value(figures).unwrap_or_default()
     }
 
-    /// The VM runs here: what was kept of it is of no more use.
-    fn forget_kept(&self) {
+    /// The VM runs here: what was kept of it is of no more use. Once the VM is listed nothing of it is left, and what is kept of
+    /// it when it leaves again can't be taken for that.
+    async fn forget_kept(&self) {
         if let Some(kept) = self.agent.content.kept() {
             let vm = self.handover.vm.clone();
-            drop(tokio::task::spawn_blocking(move || kept.forget(&vm)));
+            if let Err(panic) = tokio::task::spawn_blocking(move || kept.forget(&vm)).await {
+                tracing::error!(%panic, "forgetting memory that was kept");
+            }
         }
     }
 
     /// Keeps what came of a guest's memory, for the next attempt. Not once the source may wait for word that the copy is gone,
     /// its guest paused.
-    async fn keep_memory(&self, stream: Arc<lanes::Target>) {
+    async fn keep_memory(&self, stream: &Arc<lanes::Target>) {
         if let (Some(kept), false) = (self.agent.content.kept(), self.promised) {
-            let vm = self.handover.vm.clone();
+            let (stream, vm) = (stream.clone(), self.handover.vm.clone());
             let keep = move || kept.keep(&vm, |each| stream.read_memory(each));
             if let Err(panic) = tokio::task::spawn_blocking(keep).await {
                 tracing::error!(%panic, "keeping the guest's memory");
@@ -457,8 +460,9 @@ impl Driver {
             "dropping the copy that was to be taken in"
         );
         if let Some(stream) = self.stream.take() {
+            stream.stop();
+            self.keep_memory(&stream).await;
             stream.close();
-            self.keep_memory(stream).await;
         }
         if let Some(vm) = self.vm.take() {
             if let Err(error) = vm.process.kill().await {
