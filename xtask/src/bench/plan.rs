@@ -175,9 +175,10 @@ pub(crate) struct Case {
 
 /// vmferry's and QEMU's by turns.
 pub(crate) const USUAL: &[Mode] = &[Mode::Vmferry, Mode::MultifdZstd, Mode::Plain, Mode::Xbzrle];
-const WITH_LZ4: &[Mode] = &[
+const WITH_CODERS: &[Mode] = &[
     Mode::Vmferry,
     Mode::MultifdZstd,
+    Mode::VmferryZstd,
     Mode::VmferryLz4,
     Mode::Plain,
     Mode::Xbzrle,
@@ -192,7 +193,7 @@ const fn case(workload: Workload, link: Link, modes: &'static [Mode]) -> Case {
 /// stand together: they share a guest.
 pub(crate) const CASES: [Case; 11] = [
     case(Workload::Mixed, Link::SLOW, USUAL),
-    case(Workload::Mixed, Link::FAST, WITH_LZ4),
+    case(Workload::Mixed, Link::FAST, WITH_CODERS),
     case(Workload::Mixed, Link::UNLIMITED, RAW),
     case(Workload::Counter, Link::SLOW, USUAL),
     case(Workload::Text, Link::SLOW, USUAL),
@@ -200,7 +201,7 @@ pub(crate) const CASES: [Case; 11] = [
     case(Workload::Random, Link::FAST, USUAL),
     case(Workload::Return, Link::SLOW, USUAL),
     case(Workload::Redis, Link::FAST, USUAL),
-    case(Workload::PageCache, Link::FAST, WITH_LZ4),
+    case(Workload::PageCache, Link::FAST, WITH_CODERS),
     case(Workload::Idle, Link::FAST, USUAL),
 ];
 
