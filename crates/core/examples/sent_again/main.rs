@@ -27,7 +27,7 @@ use held_back::Rule;
 use plot::Curve;
 use std::{error::Error, path::Path};
 use stream::Capture;
-use wire::{Kept, Sent, send};
+use wire::{Sent, send};
 
 /// Memory for versions, per cent of the guest's.
 const BUDGETS: [f64; 9] = [0.0, 1.0, 2.0, 4.0, 6.25, 12.5, 25.0, 50.0, 100.0];
@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Prints the tables of one capture; returns the bytes of pages sent again, by budget.
 fn study(name: &str, capture: &Capture) -> Result<Vec<u64>, Box<dyn Error>> {
     let guest_bytes = capture.guest_bytes();
-    let within = |budget: f64| Kept::Within((guest_bytes as f64 * budget / 100.0) as usize);
+    let within = |budget: f64| (guest_bytes as f64 * budget / 100.0) as usize;
     let stream = capture.write(&capture.rounds);
     let length: usize = stream.iter().map(Vec::len).sum();
     println!(
@@ -72,15 +72,10 @@ fn study(name: &str, capture: &Capture) -> Result<Vec<u64>, Box<dyn Error>> {
         mb(length as u64)
     );
 
-    let mut kept: Vec<Kept> = BUDGETS.into_iter().map(within).collect();
-    kept.extend([Kept::AllLines, Kept::AllContents]);
-    let sent = send(&stream, &kept)?;
-
-    println!("| kept of pages sent | MB in all | MB after round 1 | MB in the last round |\n|---|---|---|---|");
-    let labels = BUDGETS.iter().map(|budget| format!("{budget} % of the guest's memory"));
-    let labels = labels.chain(["hashes of all lines".to_owned(), "all contents".to_owned()]);
-    for (label, sent) in labels.zip(&sent) {
-        println!("| {label} | {} |", costs(sent));
+    let sent = send(&stream, &BUDGETS.map(within))?;
+    println!("| memory, % of the guest's | MB in all | MB after round 1 | MB in the last round |\n|---|---|---|---|");
+    for (budget, sent) in BUDGETS.iter().zip(&sent) {
+        println!("| {budget} | {} |", costs(sent));
     }
 
     println!("\n| round | pages | MB of stream | MB, nothing kept | MB, {BUDGET} % kept |\n|---|---|---|---|---|");
@@ -112,12 +107,12 @@ fn study(name: &str, capture: &Capture) -> Result<Vec<u64>, Box<dyn Error>> {
     for (label, rule) in rules {
         let rounds = rule.apply(&capture.rounds);
         capture.check_same_image(&rounds)?;
-        let sent = send(&capture.write(&rounds), &[Kept::Within(0), within(BUDGET)])?;
+        let sent = send(&capture.write(&rounds), &[0, within(BUDGET)])?;
         let pages: usize = rounds.iter().map(|pieces| stream::pages(pieces).count()).sum();
         println!("| {label} | {pages} | {} | {} |", costs(&sent[0]), costs(&sent[1]));
     }
     println!();
-    Ok(sent.iter().take(BUDGETS.len()).map(Sent::again_bytes).collect())
+    Ok(sent.iter().map(Sent::again_bytes).collect())
 }
 
 /// In all, after the first round, in the last.
