@@ -68,7 +68,7 @@ impl CaptureArgs {
     }
 }
 
-/// Boots the guest, starts its load, and writes what QEMU sends; then the guest runs on, and all that it holds is checked.
+/// Boots the guest, starts its load, and writes what QEMU sends; then the guest runs on, and is checked as the benchmark does.
 ///
 /// # Errors
 /// When the guest does not boot, the migration fails, or what the guest holds is not what was written there.
