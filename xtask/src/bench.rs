@@ -17,18 +17,18 @@
 
 mod agents;
 mod goals;
-mod load;
+pub(crate) mod load;
 mod markdown;
 mod mode;
 mod movers;
-mod plan;
+pub(crate) mod plan;
 mod plot;
 mod rate;
 mod records;
 mod results;
 mod select;
 mod usage;
-mod world;
+pub(crate) mod world;
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask help` lists them.
 
 mod bench;
+mod capture;
 mod demo;
 mod redis;
 mod screen;
@@ -24,6 +25,8 @@ enum Command {
     Demo,
     /// Measure vmferry beside QEMU's own migrations: results.json, RESULTS.md, results.svg.
     Bench(bench::BenchArgs),
+    /// Keep QEMU's migration stream of a guest at work in a file.
+    Capture(capture::CaptureArgs),
 }
 
 fn main() -> Result<()> {
@@ -31,5 +34,6 @@ fn main() -> Result<()> {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::Capture(args) => capture::run(&args),
     }
 }

@@ -233,14 +233,14 @@ fn differences_that_fit_no_page_are_refused() {
     let named = [Kind::Delta as u8 | NAMED, 3, b'r', b'a', b'm', 0, 3, 1];
     // Lines are said to be two, and are one; or are said not at all.
     let two = [&named[..], &[2]].concat();
-    let section = [&[0, 0, 0, 0, 0, 0, 0, 1][..], &[7; 64]].concat();
+    let section = [&1u128.to_be_bytes()[..], &[7; 32]].concat();
     let error = decode_error(&payload(PAGE_LOG2, &with_blocks(&two), &section, &[]));
     assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
     let error = decode_error(&payload(PAGE_LOG2, &with_blocks(&named), &[], &[]));
     assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
     // The bits say three lines, the bytes are of one. Its base is looked for first: sent as a zero page, it is read.
     let one = [&named[..], &[1]].concat();
-    let section = [&[0, 0, 0, 0, 0, 0, 0, 7][..], &[7; 64]].concat();
+    let section = [&7u128.to_be_bytes()[..], &[7; 32]].concat();
     let decoded = decoder()
         .decode(&payload(PAGE_LOG2, &with_blocks(&one), &section, &[]))
         .unwrap();

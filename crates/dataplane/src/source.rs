@@ -40,7 +40,7 @@ pub struct Settings {
     pub reach: Reach,
     /// Known content that the target can read.
     pub catalog: Arc<Catalog>,
-    /// Memory for pages as they were sent, bytes: pages sent again cross as their difference to these.
+    /// Memory for hashes of pages as they were sent, bytes: pages sent again cross as their difference to those.
     pub versions_bytes_max: usize,
     /// The most that all lanes together may send, bytes per second.
     pub bandwidth: Option<u64>,

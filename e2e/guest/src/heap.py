@@ -1,4 +1,4 @@
-# A heap of dicts, lists and strings as services have them, and its checksum on request.
+# A heap of dicts, lists and strings as services have them. On request it is changed, or its checksum told.
 import sys
 import zlib
 
@@ -27,10 +27,28 @@ def record(number, draw):
     }
 
 
+def change(heap, draw):
+    # A user comes back: counts go up, the token is a new one. One in eight is a new user in place of an old one.
+    number = next(draw) % len(heap)
+    if next(draw) % 8 == 0:
+        heap[number] = record(number, draw)
+        return
+    user = heap[number]
+    user["visits"][next(draw) % 6] = next(draw) % 100000
+    user["token"] = f"{next(draw):08x}{next(draw):08x}"
+    user["scores"][WORDS[next(draw) % 16]] = next(draw) / 7
+
+
 draw = numbers(0x5EED)
 heap = [record(number, draw) for number in range(int(sys.argv[1]) // RECORD_BYTES)]
 print("ready", len(heap), flush=True)
-for _ in sys.stdin:
+for line in sys.stdin:
+    request, *count = line.split()
+    if request == "change":
+        for _ in range(int(count[0])):
+            change(heap, draw)
+        print("changed", flush=True)
+        continue
     value = 0
     for entry in heap:
         value = zlib.crc32(repr(entry).encode(), value)

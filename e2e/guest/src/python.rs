@@ -1,4 +1,4 @@
-//! A real Python inside the guest, run from a disk that holds one: a process whose heap is full and stays as it is.
+//! A real Python inside the guest, run from a disk that holds one: a process whose heap is full and changes when asked to.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -50,6 +50,16 @@ impl Python {
         let records = records.with_context(|| format!("Python said {ready:?}"))?;
         *slot = Some(running);
         Ok(json!({ "records": records }))
+    }
+
+    /// Has it change so many records of its heap.
+    pub(crate) fn change(&self, records: u64) -> Result<Value> {
+        let mut slot = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = slot.as_mut().context("no Python runs")?;
+        writeln!(running.requests, "change {records}").context("asking Python")?;
+        let answer = running.line()?;
+        ensure!(answer == "changed", "Python said {answer:?}");
+        Ok(json!({}))
     }
 
     /// The checksum over all that its heap holds, computed now.

@@ -57,6 +57,7 @@ impl Workloads {
             ["readall", folder] => disk::read_all(Path::new(folder)),
             ["redis", ref arguments @ ..] => self.redis.start(arguments),
             ["python", root, bytes] => self.python.start(root, number(bytes)?),
+            ["python-change", records] => self.python.change(number(records)?),
             ["python-sum"] => self.python.sum(),
             ["mem"] => meminfo(),
             ["unmount", folder] => {

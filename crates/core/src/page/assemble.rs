@@ -183,10 +183,10 @@ impl Assembler {
                     self.turn_to(at.block, at.named.then(|| batch.name(&at, *record)))?;
                     match sources.next() {
                         Some(Content::At(block, offset)) => self.copy(batch, start, *block, *offset, read)?,
-                        Some(Content::Delta(how, range)) => {
+                        Some(Content::Delta(range)) => {
                             self.copy(batch, start, at.block, at.offset, read)?;
                             let page = &mut batch.stream[start..start + self.page_bytes];
-                            if !delta::apply(*how, &deltas[range.clone()], page) {
+                            if !delta::apply(&deltas[range.clone()], page) {
                                 return Err(AssembleError::Delta);
                             }
                         }

@@ -7,7 +7,7 @@ use super::{
     batch::{Batch, Op},
     catalog::CONTENT_SOURCES_MAX,
     content::BLOCK_BYTES,
-    delta::{self, How},
+    delta,
     digest::StreamDigest,
     fingerprint::{Fingerprint, FingerprintKey},
     lz::{Coders, Decoders, LzError},
@@ -53,7 +53,7 @@ pub(super) enum Content {
     /// It is what the target holds at that offset of that block.
     At(BlockId, u64),
     /// It is what the target holds at its own address, changed by this part of the differences.
-    Delta(How, Range<usize>),
+    Delta(Range<usize>),
     /// It is a block of known content, or it has to be asked for; its fingerprint tells.
     Block {
         source: u16,
@@ -394,7 +394,7 @@ enum Whence {
     /// That block of that content source.
     Block(u16, u64),
     /// What the target holds at the page's address, and a difference.
-    Delta(How),
+    Delta,
     Raw,
     Lz,
 }
@@ -431,7 +431,7 @@ impl Build<'_> {
             Kind::Bytes => self.bytes(from),
             Kind::Blocks => self.blocks(from),
             Kind::Foreign => self.foreign(from, flags),
-            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy | Kind::Delta | Kind::Lines | Kind::Content => {
+            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy | Kind::Delta | Kind::Content => {
                 self.run(from, kind, flags)
             }
         }
@@ -537,7 +537,7 @@ impl Build<'_> {
         let whence = self.whence(kind, &at, from, pages)?;
         // What is said of each page stands behind the run, one after another.
         let each_bytes = match kind {
-            Kind::Delta | Kind::Lines => 1,
+            Kind::Delta => 1,
             Kind::Content => size_of::<Fingerprint>(),
             _ => 0,
         };
@@ -583,8 +583,7 @@ impl Build<'_> {
                 self.offset(block, pages)?;
                 Whence::Block(source.0, block)
             }
-            Kind::Delta => Whence::Delta(How::Change),
-            Kind::Lines => Whence::Delta(How::Replace),
+            Kind::Delta => Whence::Delta,
             Kind::Raw => Whence::Raw,
             _ => Whence::Lz,
         })
@@ -617,7 +616,7 @@ impl Build<'_> {
                 block,
                 fingerprint: Fingerprint(each.array()?),
             },
-            Whence::Delta(how) => Content::Delta(how, self.delta(delta::bytes(each.u8()?, self.page_bytes))?),
+            Whence::Delta => Content::Delta(self.delta(delta::bytes(each.u8()?, self.page_bytes))?),
         };
         self.stream.leave_out(self.page_bytes);
         Some(content)

@@ -1,36 +1,24 @@
-//! A page as its difference to what the target holds at its address: which of its 64 lines changed, and by what (exclusive
-//! or) or to what. A line is 64 bytes of a page of 4 KiB, a processor's cache line, which is what programs write by.
+//! A page as its difference to what the target holds at its address: which of its 128 lines changed, and to what. A line is
+//! 32 bytes of a page of 4 KiB.
 //!
 //! ```text
 //! offset size
-//!      0    8  a bit for each line that changed, the first line's the lowest
-//!      8    n  those lines: new content exclusive or old, or new content
+//!      0   16  a bit for each line that changed, the first line's the lowest
+//!     16    n  those lines, as they are now
 //! ```
 
 /// Lines of a page.
-pub(super) const LINES: usize = 64;
+pub(super) const LINES: usize = 128;
 /// Bytes in front of the lines.
-pub(super) const MASK_BYTES: usize = 8;
+pub(super) const MASK_BYTES: usize = 16;
 
-/// A page crosses as difference up to this part of its bytes changed. Beyond it the page itself costs less: LZ makes a
-/// quarter or less of an ordinary page, and little of a difference.
-const CHANGED_MAX_PART: usize = 5;
+/// A page crosses as its changed lines up to this part of all lines. Beyond it lines cost as much as the page itself, in
+/// which LZ finds longer strings.
+const CHANGED_MAX_PART: usize = 2;
 
-/// How the lines of a difference make the page's next version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
-    /// Exclusive or what is there.
-    Change,
-    /// In place of what is there.
-    Replace,
-}
-
-/// A page crosses as its changed lines up to this part of all lines; see [`CHANGED_MAX_PART`].
-const LINES_MAX_PART: usize = 4;
-
-/// Appends those lines of the page whose bits are set to `out`, in place of what is there, and returns how many; `None`, and
+/// Appends the mask and those lines of the page whose bits are set in it to `out`, and returns how many lines; `None`, and
 /// nothing appended, if the page itself costs less.
-pub(super) fn lines(changed: u64, now: &[u8], out: &mut Vec<u8>) -> Option<u8> {
+pub(super) fn lines(changed: u128, now: &[u8], out: &mut Vec<u8>) -> Option<u8> {
     let line_bytes = now.len() / LINES;
     if line_bytes == 0 || !is_close(changed) {
         return None;
@@ -45,35 +33,8 @@ pub(super) fn lines(changed: u64, now: &[u8], out: &mut Vec<u8>) -> Option<u8> {
 }
 
 /// Whether so few lines changed that they cost less than the page.
-pub(super) fn is_close(changed: u64) -> bool {
-    changed.count_ones() as usize <= LINES / LINES_MAX_PART
-}
-
-/// Appends the difference between two versions of a page to `out` and returns how many lines it has; `None`, and nothing
-/// appended, if the page itself costs less.
-pub(super) fn between(before: &[u8], now: &[u8], out: &mut Vec<u8>) -> Option<u8> {
-    let start = out.len();
-    let line_bytes = now.len() / LINES;
-    let changed_max = now.len() / CHANGED_MAX_PART;
-    if before.len() != now.len() || line_bytes == 0 {
-        return None;
-    }
-    out.extend_from_slice(&[0; MASK_BYTES]);
-    let (mut mask, mut changed) = (0u64, 0);
-    for (number, (before, now)) in before.chunks(line_bytes).zip(now.chunks(line_bytes)).enumerate() {
-        if before == now {
-            continue;
-        }
-        mask |= 1 << number;
-        out.extend(before.iter().zip(now).map(|(before, now)| before ^ now));
-        changed += before.iter().zip(now).filter(|(before, now)| before != now).count();
-        if changed > changed_max {
-            out.truncate(start);
-            return None;
-        }
-    }
-    out[start..start + MASK_BYTES].copy_from_slice(&mask.to_be_bytes());
-    Some(mask.count_ones() as u8)
+pub(super) fn is_close(changed: u128) -> bool {
+    changed.count_ones() as usize <= LINES / CHANGED_MAX_PART
 }
 
 /// Bytes of a difference with so many lines, of a page of so many bytes.
@@ -82,12 +43,12 @@ pub(super) fn bytes(lines: u8, page_bytes: usize) -> usize {
 }
 
 /// Makes the page's next version of it; `false` if the difference is not one of such a page.
-pub(super) fn apply(how: How, delta: &[u8], page: &mut [u8]) -> bool {
+pub(super) fn apply(delta: &[u8], page: &mut [u8]) -> bool {
     let line_bytes = page.len() / LINES;
     let Some((mask, lines)) = delta.split_first_chunk::<MASK_BYTES>() else {
         return false;
     };
-    let mask = u64::from_be_bytes(*mask);
+    let mask = u128::from_be_bytes(*mask);
     if lines.len() != mask.count_ones() as usize * line_bytes {
         return false;
     }
@@ -96,10 +57,7 @@ pub(super) fn apply(how: How, delta: &[u8], page: &mut [u8]) -> bool {
         if mask & (1 << number) != 0
             && let Some(difference) = lines.next()
         {
-            match how {
-                How::Change => line.iter_mut().zip(difference).for_each(|(byte, by)| *byte ^= by),
-                How::Replace => line.copy_from_slice(difference),
-            }
+            line.copy_from_slice(difference);
         }
     }
     true
@@ -108,60 +66,50 @@ pub(super) fn apply(how: How, delta: &[u8], page: &mut [u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page::FingerprintKey;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn a_difference_applied_gives_the_new_page(
+        fn changed_lines_applied_give_the_new_page(
             before in proptest::collection::vec(any::<u8>(), 4096),
-            changes in proptest::collection::vec((0usize..4096, any::<u8>()), 0..600),
+            changes in proptest::collection::vec((0usize..4096, any::<u8>()), 0..160),
         ) {
             let mut now = before.clone();
             for (at, value) in changes {
                 now[at] = value;
             }
+            let key = FingerprintKey::new([7; 32]);
+            let changed = key.page_lines(&now).changed(&key.page_lines(&before));
             let mut delta = b"before".to_vec();
-            match between(&before, &now, &mut delta) {
-                Some(lines) => {
+            match lines(changed, &now, &mut delta) {
+                Some(count) => {
                     let delta = &delta[6..];
-                    prop_assert_eq!(delta.len(), bytes(lines, 4096));
+                    prop_assert_eq!(delta.len(), bytes(count, 4096));
                     let mut page = before;
-                    prop_assert!(apply(How::Change, delta, &mut page));
+                    prop_assert!(apply(delta, &mut page));
                     prop_assert_eq!(page, now);
                 }
-                None => prop_assert_eq!(delta, b"before"),
+                None => {
+                    prop_assert!(changed.count_ones() as usize > LINES / CHANGED_MAX_PART);
+                    prop_assert_eq!(delta, b"before");
+                }
             }
         }
 
         #[test]
-        fn what_is_no_difference_is_refused(delta in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let lines = delta.first_chunk().map(|mask| u64::from_be_bytes(*mask).count_ones() as u8);
+        fn what_is_no_difference_is_refused(delta in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let lines = delta.first_chunk().map(|mask| u128::from_be_bytes(*mask).count_ones() as u8);
             let fits = lines.is_some_and(|lines| delta.len() == bytes(lines, 4096));
-            prop_assert_eq!(apply(How::Replace, &delta, &mut [0; 4096]), fits);
+            prop_assert_eq!(apply(&delta, &mut [0; 4096]), fits);
         }
     }
 
     #[test]
-    fn changed_lines_are_replaced() {
-        let mut before = [1u8; 4096];
-        before[4032..].fill(3);
-        let mut now = before;
-        (now[0], now[70], now[4095]) = (9, 9, 9);
-        let mut delta = Vec::new();
-        let changed = 1 | 1 << 1 | 1 << 63;
-        assert_eq!(lines(changed, &now, &mut delta), Some(3));
-        assert_eq!(delta.len(), bytes(3, 4096));
-        assert!(apply(How::Replace, &delta, &mut before));
-        assert_eq!(before, now);
-        assert_eq!(lines(u64::MAX, &now, &mut delta), None);
-    }
-
-    #[test]
     fn a_page_of_which_much_changed_is_sent_itself() {
-        let (before, mut now) = ([1u8; 4096], [1u8; 4096]);
-        now[..4096 / CHANGED_MAX_PART].fill(2);
-        assert!(between(&before, &now, &mut Vec::new()).is_some());
-        now[4095] = 3;
-        assert_eq!(between(&before, &now, &mut Vec::new()), None);
+        let now = [1u8; 4096];
+        let most = (1 << (LINES / CHANGED_MAX_PART)) - 1;
+        assert_eq!(lines(most, &now, &mut Vec::new()), Some(64));
+        assert_eq!(lines(most << 1 | 1, &now, &mut Vec::new()), None);
     }
 }

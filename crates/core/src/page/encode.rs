@@ -5,7 +5,7 @@ use super::{
     delta,
     digest::StreamDigest,
     entropy::is_compressible,
-    known::{Before, Class},
+    known::Class,
     lz::{Encoders, LzError},
     payload::{FOLLOWS, HEADER_BYTES, Kind, NAMED, put_varint},
     stats::{EncodingStats, Tally},
@@ -102,8 +102,6 @@ struct Deltas {
 
 /// One page's difference.
 struct OfPage {
-    /// [`Kind::Delta`] or [`Kind::Lines`].
-    kind: Kind,
     /// Where in the bytes of all.
     range: Range<usize>,
     /// How many lines it has.
@@ -118,17 +116,12 @@ impl Deltas {
         };
         for (now, class) in batch.pages().zip(classes) {
             let start = deltas.bytes.len();
-            let Class::New { before } = class else {
-                deltas.of_pages.push(None);
-                continue;
-            };
-            let (kind, lines) = match before {
-                Before::Content(before) => (Kind::Delta, delta::between(before, now, &mut deltas.bytes)),
-                Before::Changed(changed) => (Kind::Lines, delta::lines(*changed, now, &mut deltas.bytes)),
-                Before::Unknown => (Kind::Lz, None),
+            let lines = match class {
+                Class::New { changed: Some(changed) } => delta::lines(*changed, now, &mut deltas.bytes),
+                _ => None,
             };
             let range = start..deltas.bytes.len();
-            deltas.of_pages.push(lines.map(|lines| OfPage { kind, range, lines }));
+            deltas.of_pages.push(lines.map(|lines| OfPage { range, lines }));
         }
         deltas
     }
@@ -188,7 +181,7 @@ fn operations<'a>(
                     (Some(Class::Same), _) => (Kind::Same, None),
                     (Some(Class::Copy { block, page }), _) => (Kind::Copy, Some((block.0, *page))),
                     (Some(Class::Content { source, block, .. }), _) => (Kind::Content, Some((*source, *block))),
-                    (Some(Class::New { .. }) | None, Some(delta)) => (delta.kind, None),
+                    (Some(Class::New { .. }) | None, Some(_)) => (Kind::Delta, None),
                     (Some(Class::New { .. }) | None, None) if !as_they_are && is_compressible(content) => {
                         (Kind::Lz, None)
                     }
@@ -196,7 +189,7 @@ fn operations<'a>(
                 };
                 let mut each = Vec::new();
                 match (kind, class, delta) {
-                    (Kind::Delta | Kind::Lines, _, Some(delta)) => {
+                    (Kind::Delta, _, Some(delta)) => {
                         sections.lz.push(&deltas.bytes[delta.range.clone()]);
                         each.push(delta.lines);
                     }
@@ -324,7 +317,7 @@ impl<'b> Writer<'_, 'b> {
             Kind::Copy => &mut self.cost.copy,
             Kind::Content => &mut self.cost.content,
             Kind::Raw => &mut self.cost.raw,
-            Kind::Delta | Kind::Lines => &mut self.cost.delta,
+            Kind::Delta => &mut self.cost.delta,
             _ => &mut self.cost.lz,
         };
         *tally += Tally {

@@ -4,11 +4,10 @@
 //! entry of the second is dropped as soon as its page is sent with other content, so it always names a page whose content
 //! at the target is exactly that, as of this point of the stream.
 //!
-//! Beside them, within a bound, the contents themselves: [`Versions`].
+//! Beside them, within a bound, hashes of the pages' lines: [`Versions`].
 
 use super::{
     batch::{Batch, Op},
-    delta,
     fingerprint::Fingerprint,
     lines::LineHashes,
     sparse::Sparse,
@@ -26,8 +25,9 @@ use std::{
 pub enum Class {
     /// The target has to be sent the content.
     New {
-        /// What is known of what the page holds at the target at this point of the stream.
-        before: Before,
+        /// Which lines differ from what the page holds at the target at this point of the stream, the first line's bit the
+        /// lowest; `None` if that is not known.
+        changed: Option<u128>,
     },
     /// The page holds that content at the target already.
     Same,
@@ -47,29 +47,6 @@ pub enum Class {
         /// The page's, by which the target tells.
         fingerprint: Fingerprint,
     },
-}
-
-/// What the source knows of a page's earlier version.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Before {
-    /// Nothing, or it may not be referred to.
-    #[default]
-    Unknown,
-    /// All of it.
-    Content(Box<[u8]>),
-    /// Which lines differ now, the first line's bit the lowest.
-    Changed(u64),
-}
-
-impl Before {
-    /// Whether the page may well cross as its difference.
-    pub(super) fn is_close(&self) -> bool {
-        match self {
-            Self::Unknown => false,
-            Self::Content(_) => true,
-            Self::Changed(lines) => delta::is_close(*lines),
-        }
-    }
 }
 
 /// Which of the pages sent before may be referred to.
@@ -111,8 +88,8 @@ pub struct Known {
 }
 
 impl Known {
-    /// Knows of nothing yet. Contents of pages are kept in up to `versions_bytes_max` of memory, if all pages may be
-    /// referred to.
+    /// Knows of nothing yet. Line hashes of pages are kept in up to `versions_bytes_max` of memory, if all pages may
+    /// be referred to.
     pub fn new(reach: Reach, versions_bytes_max: usize) -> Self {
         Self {
             reach,
@@ -124,8 +101,8 @@ impl Known {
     }
 
     /// Says for each page of the batch how it has to cross, and remembers that the target then holds it. To be called in
-    /// the order of [`Batch::seq`]; `fingerprints` and `lines` are the batch's, in order. Without `lines`, only pages kept
-    /// whole have an earlier version.
+    /// the order of [`Batch::seq`]; `fingerprints` and `lines` are the batch's, in order. Without `lines`, no
+    /// page is told by what changed.
     pub fn classify(&mut self, batch: &Batch, fingerprints: &[Fingerprint], lines: &[LineHashes]) -> Vec<Class> {
         if batch.postcopy && !self.postcopy {
             // From here on the guest runs at the target and changes its pages itself, or they were discarded.
@@ -135,28 +112,24 @@ impl Known {
             };
         }
         if self.postcopy {
-            let before = Before::Unknown;
-            return vec![Class::New { before }; fingerprints.len()];
+            return vec![Class::New { changed: None }; fingerprints.len()];
         }
         let page_bytes = (batch.page_bytes() as u64).max(1);
         let (mut fingerprints, mut lines) = (fingerprints.iter(), lines.iter());
         let mut classes = Vec::with_capacity(fingerprints.len());
         for op in batch.ops() {
             match op {
-                Op::Page { at, start, .. } => {
+                Op::Page { at, .. } => {
                     let Some(fingerprint) = fingerprints.next() else {
                         break;
                     };
                     let page = at.offset / page_bytes;
                     let again = self.held.get(at.block, page) != Fingerprint::default();
                     let mut class = self.page(at.block, page, *fingerprint, batch.seq);
-                    let lines = lines.next();
-                    if class != Class::Same && self.versions.keeps_any() {
-                        let version = self
-                            .versions
-                            .sent(at.block, page, lines, again.then(|| batch.page(*start)));
-                        if let (Class::New { before }, true) = (&mut class, again) {
-                            *before = version;
+                    if let (true, Some(lines)) = (class != Class::Same, lines.next()) {
+                        let changes = self.versions.sent(at.block, page, lines);
+                        if let (Class::New { changed }, true) = (&mut class, again) {
+                            *changed = changes;
                         }
                     }
                     classes.push(class);
@@ -204,16 +177,13 @@ impl Known {
                 block: BlockId((place.packed >> PAGE_BITS) as u16),
                 page: place.packed & ((1 << PAGE_BITS) - 1),
             },
-            None => Class::New {
-                before: Before::Unknown,
-            },
+            None => Class::New { changed: None },
         }
     }
 
     fn forget(&mut self, block: BlockId, pages: Range<u64>) {
         self.held.for_each_present(block, pages, |page, held| {
             let before = std::mem::take(held);
-            self.versions.forget(block, page);
             if self
                 .index
                 .get(&before)
@@ -277,9 +247,7 @@ mod tests {
         Fingerprint(crate::page::fingerprint::truncated(hash.as_bytes()))
     }
 
-    const NEW: Class = Class::New {
-        before: Before::Unknown,
-    };
+    const NEW: Class = Class::New { changed: None };
 
     fn copy(page: u64) -> Class {
         Class::Copy {

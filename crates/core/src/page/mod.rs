@@ -11,7 +11,7 @@
 //! | [`catalog`] | what stands in disks, images and checkpoints that the target reads for itself |
 //! | [`content`] | the blocks that those are made of |
 //! | [`ask`] | what the target did not find there |
-//! | [`versions`] | pages as they were last sent, within a bound |
+//! | [`versions`] | what pages were last sent as, within a bound |
 //! | [`lines`] | hashes of a page's lines, which tell what changed |
 //! | [`choice`] | which coder a batch goes through, from what was measured |
 //! | `delta` | a page as its difference to what the target holds |
@@ -67,7 +67,7 @@ pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
 pub use encode::{Coded, encode};
 pub use fingerprint::{Fingerprint, FingerprintKey};
-pub use known::{Before, Class, Known, Reach};
+pub use known::{Class, Known, Reach};
 pub use lines::LineHashes;
 pub use lz::{Codec, CodecSettings, Coders, Encoders, LzError};
 pub use page_set::PageSet;

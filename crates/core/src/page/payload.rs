@@ -27,9 +27,8 @@
 //! | 5 | pages that the target holds at that address | address, n pages |
 //! | 6 | pages that the target holds elsewhere | address, n pages, n block and n page of the first of them |
 //! | 7 | a foreign record, from the LZ section | address, n bytes |
-//! | 8 | pages by their difference to what the target holds at that address, from the LZ section | address, n pages, for each a byte: lines changed |
+//! | 8 | pages by lines that replace those that the target holds at that address, from the LZ section | address, n pages, for each a byte: lines replaced |
 //! | 9 | pages that stand as blocks in known content | address, n pages, n content source and n block of the first of them, for each 16 bytes: fingerprint |
-//! | 10 | pages by lines that replace those that the target holds at that address, from the LZ section | address, n pages, for each a byte: lines replaced |
 //!
 //! The kind is the tag's lower four bits. The bit [`NAMED`] says that the (first) record carries the name of its block,
 //! which then follows the tag (u8 length, name). The bit [`FOLLOWS`] says that the address is the page behind the operation
@@ -65,12 +64,10 @@ pub enum Kind {
     Copy = 6,
     /// A record whose meaning we don't know.
     Foreign = 7,
-    /// Pages by their difference to what the target holds at the same address.
+    /// Pages by the lines that differ from what the target holds at the same address.
     Delta = 8,
     /// Pages that stand as blocks in known content.
     Content = 9,
-    /// Pages by the lines that differ from what the target holds at the same address.
-    Lines = 10,
 }
 
 impl Kind {
@@ -87,7 +84,6 @@ impl Kind {
             7 => Self::Foreign,
             8 => Self::Delta,
             9 => Self::Content,
-            10 => Self::Lines,
             _ => return None,
         };
         let flags = tag & !KIND_BITS;
@@ -197,6 +193,6 @@ mod tests {
         );
         assert_eq!(Kind::from_tag(Kind::Bytes as u8 | NAMED), None);
         assert_eq!(Kind::from_tag(0x40), None);
-        assert_eq!(Kind::from_tag(11), None);
+        assert_eq!(Kind::from_tag(10), None);
     }
 }

@@ -65,8 +65,8 @@ pub struct MigrateRequest {
     /// TCP connections, and threads that encode, 1 to 64; chosen from the host's processors if absent.
     #[serde(default)]
     pub lanes: Option<usize>,
-    /// Memory of the source's agent for pages as they were sent, so that pages sent again cross as differences, bytes; an
-    /// eighth of the guest's memory if absent, none if 0.
+    /// Memory of the source's agent for hashes of pages as they were sent, so that pages sent again cross as differences,
+    /// bytes; an eighth of the guest's memory if absent, none if 0.
     #[serde(default)]
     pub delta_memory_bytes: Option<u64>,
     /// The longest pause of the guest that is acceptable, milliseconds.

@@ -1,6 +1,6 @@
 //! What each coder costs and saves, by kind of page.
 
-use super::super::{Coded, known::Class};
+use super::super::{Coded, delta, known::Class};
 use super::recorded;
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +35,7 @@ impl PageKind {
         let (mut fresh, mut changed) = (0, 0);
         for class in classes {
             match class {
-                Class::New { before } if before.is_close() => changed += 1,
+                Class::New { changed: Some(lines) } if delta::is_close(*lines) => changed += 1,
                 Class::New { .. } => fresh += 1,
                 Class::Same | Class::Copy { .. } | Class::Content { .. } => {}
             }
