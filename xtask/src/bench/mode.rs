@@ -10,8 +10,8 @@ use vmferry_e2e::baseline;
 pub(crate) enum Mode {
     /// vmferry as it comes.
     Vmferry,
-    /// vmferry with zstd at level 1, whatever link and processors allow.
-    VmferryZstd,
+    /// vmferry with the coder chosen while pages cross.
+    VmferryAuto,
     /// vmferry with LZ4.
     VmferryLz4,
     /// vmferry with the 1978 dictionary coder.
@@ -30,7 +30,7 @@ impl Mode {
     /// All, in the order of reports.
     pub(crate) const ALL: [Self; 8] = [
         Self::Vmferry,
-        Self::VmferryZstd,
+        Self::VmferryAuto,
         Self::VmferryLz4,
         Self::VmferryLz78,
         Self::VmferryRaw,
@@ -42,7 +42,7 @@ impl Mode {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Vmferry => "vmferry",
-            Self::VmferryZstd => "vmferry-zstd",
+            Self::VmferryAuto => "vmferry-auto",
             Self::VmferryLz4 => "vmferry-lz4",
             Self::VmferryLz78 => "vmferry-lz78",
             Self::VmferryRaw => "vmferry-raw",
@@ -56,7 +56,7 @@ impl Mode {
     pub(crate) fn means(self) -> Means {
         match self {
             Self::Vmferry => Means::Vmferry { codec: None },
-            Self::VmferryZstd => Means::Vmferry { codec: Some("zstd") },
+            Self::VmferryAuto => Means::Vmferry { codec: Some("auto") },
             Self::VmferryLz4 => Means::Vmferry { codec: Some("lz4") },
             Self::VmferryLz78 => Means::Vmferry { codec: Some("lz78") },
             Self::VmferryRaw => Means::Vmferry { codec: Some("raw") },

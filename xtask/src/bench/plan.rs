@@ -178,7 +178,7 @@ pub(crate) const USUAL: &[Mode] = &[Mode::Vmferry, Mode::MultifdZstd, Mode::Plai
 const WITH_CODERS: &[Mode] = &[
     Mode::Vmferry,
     Mode::MultifdZstd,
-    Mode::VmferryZstd,
+    Mode::VmferryAuto,
     Mode::VmferryLz4,
     Mode::Plain,
     Mode::Xbzrle,

@@ -43,7 +43,7 @@ const ROWS: [Row; 4] = [
 fn colour(mode: Mode) -> &'static str {
     match mode {
         Mode::Vmferry => "#0b4f9e",
-        Mode::VmferryZstd => "#2a6cc0",
+        Mode::VmferryAuto => "#2a6cc0",
         Mode::VmferryLz4 => "#4f8fd6",
         Mode::VmferryLz78 => "#a9cbee",
         Mode::VmferryRaw => "#7f93b5",

@@ -25,11 +25,11 @@ pub const BLACKOUT_MS_MAX: u64 = 30_000;
 #[serde(rename_all = "lowercase")]
 pub enum CodecChoice {
     /// Chosen while pages cross, by kind of page, from what link, pages and processors turn out to be.
-    #[default]
     Auto,
     /// None: pages cross as they are.
     Raw,
     /// zstd with a dictionary as long as the session.
+    #[default]
     Zstd,
     /// LZ4: less CPU, more bytes.
     Lz4,
