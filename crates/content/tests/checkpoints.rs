@@ -200,7 +200,7 @@ fn the_oldest_make_room() {
 }
 
 #[test]
-fn what_does_not_fit_is_not_kept() {
+fn what_does_not_fit_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(&folder, KEY, 300 * BLOCK_BYTES as u64);
     let mut writer = checkpoints.begin("vm").unwrap();
@@ -209,8 +209,18 @@ fn what_does_not_fit_is_not_kept() {
     assert!(matches!(error, CheckpointError::OverQuota { .. }));
     assert!(error.to_string().contains("raise the quota"), "{error}");
     assert!(matches!(writer.add(&memory([1])), Err(CheckpointError::Incomplete)));
-    assert!(matches!(writer.finish(), Err(CheckpointError::Incomplete)));
-    assert!(files(&folder).is_empty());
+    writer.finish().unwrap();
+    let kept = checkpoints.checkpoint("vm").unwrap().unwrap();
+    assert_eq!(kept.blocks(), 256, "what fitted is kept");
+    // An earlier one of the same VM is not removed before the new one is there.
+    let mut again = checkpoints.begin("vm").unwrap();
+    assert!(matches!(
+        again.add(&memory([2; 256])),
+        Err(CheckpointError::OverQuota { .. })
+    ));
+    drop(again);
+    assert!(is_held(&checkpoints, "vm"));
+    checkpoints.remove("vm").unwrap();
     // What is being written counts too, and is not removed for another.
     let mut large = checkpoints.begin("large").unwrap();
     large.add(&memory([1; 256])).unwrap();

@@ -386,7 +386,10 @@ impl Shared {
                 ordered.pass(&batch, &fingerprints, &lines, batch_digest)
             });
             let Some((mut classes, digest)) = in_turn else { return };
-            self.settings.catalog.refer(&batch, &fingerprints, &mut classes);
+            // While the guest stands still it does not wait for the target's disks.
+            if !self.stopped.load(Ordering::Relaxed) {
+                self.settings.catalog.refer(&batch, &fingerprints, &mut classes);
+            }
             let mut stats = EncodingStats::default();
             payload.clear();
             let coder = meter.choose(&classes);

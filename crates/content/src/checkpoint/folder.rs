@@ -98,7 +98,12 @@ impl CheckpointFolder {
         let _changing = changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut others = durable::files(folder).map_err(io_error)?;
         others.retain(|file| file.path != draft.path());
-        let room = quota - bytes;
+        // What it is to replace goes when it is there, and not to make room for it.
+        let (replaced, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|file| file.path == path);
+        let replaced: u64 = replaced.iter().map(|file| file.bytes).sum();
+        let Some(room) = (quota - bytes).checked_sub(replaced) else {
+            return Err(CheckpointError::OverQuota { quota: *quota });
+        };
         if durable::remove_oldest(others, room).map_err(io_error)? > room {
             return Err(CheckpointError::OverQuota { quota: *quota });
         }

@@ -31,6 +31,8 @@ pub struct CheckpointWriter {
     room: u64,
     /// Whether a call failed, so that blocks are missing.
     failed: bool,
+    /// Whether the quota allows no more.
+    full: bool,
     /// Encrypted blocks that are not written yet, less than [`PIECE_BLOCKS`].
     piece: Vec<u8>,
     tags: Vec<[u8; TAG_BYTES]>,
@@ -49,6 +51,7 @@ impl CheckpointWriter {
             salt,
             room: 0,
             failed: false,
+            full: false,
             piece: Vec::with_capacity(PIECE_BLOCKS * BLOCK_BYTES),
             tags: Vec::new(),
             hashes: Vec::new(),
@@ -60,23 +63,38 @@ impl CheckpointWriter {
     /// beside the earlier one.
     ///
     /// # Errors
-    /// [`CheckpointError::OverQuota`], [`CheckpointError::Io`], [`CheckpointError::PartOfABlock`]. After the first two it
-    /// can only be dropped.
+    /// [`CheckpointError::OverQuota`]; then it takes no more, and what it has can be finished. [`CheckpointError::Io`]; then it
+    /// can only be dropped. [`CheckpointError::PartOfABlock`].
     pub fn add(&mut self, memory: &[u8]) -> Result<(), CheckpointError> {
         let (blocks, rest) = memory.as_chunks::<BLOCK_BYTES>();
         if !rest.is_empty() {
             return Err(CheckpointError::PartOfABlock(memory.len()));
         }
-        if self.failed {
+        if self.failed || self.full {
             return Err(CheckpointError::Incomplete);
         }
         // Until it succeeded.
         self.failed = true;
         for block in blocks {
-            self.add_block(block)?;
+            match self.add_block(block) {
+                Err(error @ CheckpointError::OverQuota { .. }) => {
+                    self.drop_piece();
+                    return Err(error);
+                }
+                added => added?,
+            }
         }
         self.failed = false;
         Ok(())
+    }
+
+    /// Gives up the blocks that are not written yet. Their numbers are not used again: nothing is added any more.
+    fn drop_piece(&mut self) {
+        let written = self.hashes.len() - self.piece.len() / BLOCK_BYTES;
+        self.hashes.truncate(written);
+        self.tags.truncate(written);
+        self.piece.clear();
+        (self.failed, self.full) = (false, true);
     }
 
     /// Blocks in it so far.

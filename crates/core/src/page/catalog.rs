@@ -9,6 +9,7 @@
 use super::{
     batch::Batch,
     content::{BLOCK_BYTES, block_hash},
+    delta,
     fingerprint::Fingerprint,
     known::Class,
 };
@@ -38,9 +39,15 @@ pub struct BlockTable {
     len: usize,
 }
 
+/// Blocks in a bucket. There are eight or so, unless somebody chose them: everybody can make blocks whose hashes are alike, and
+/// looking through a bucket has to stay short.
+const BUCKET_MAX: u32 = 32;
+
 /// Bits of a hash that [`BlockTable::packed`] passes on. Of a million blocks, one page in a million is then taken for a block
 /// that it is not.
 const PACKED_HASH_BITS: u32 = 40;
+/// Bytes of a [packed](BlockTable::packed) hash.
+pub const PACKED_BYTES: usize = PACKED_HASH_BITS as usize / 8;
 
 impl BlockTable {
     /// A table of the blocks with these hashes ([`block_hash`]), numbered from 0; those of hash 0 are left out, and all beyond
@@ -61,15 +68,17 @@ impl BlockTable {
         let bucket = |hash: u64| (hash >> (u64::BITS - bits)) as usize;
         let mut starts = vec![0u32; (1 << bits) + 1];
         for (_, hash) in numbered() {
-            starts[bucket(*hash) + 1] += 1;
+            let length = &mut starts[bucket(*hash) + 1];
+            *length = (*length + 1).min(BUCKET_MAX);
         }
         for index in 1..starts.len() {
             starts[index] += starts[index - 1];
         }
+        let entries = starts.last().copied().unwrap_or_default();
         let mut table = Self {
             bits,
             starts,
-            entries: vec![0; count],
+            entries: vec![0; entries as usize],
             hash_bits,
             len: 0,
         };
@@ -77,9 +86,10 @@ impl BlockTable {
         for (block, hash) in numbered() {
             let (bucket, tag) = (bucket(*hash), table.tag(*hash));
             let start = table.starts[bucket] as usize;
+            let has_room = start + (filled[bucket] as usize) < table.starts[bucket + 1] as usize;
             let entries = &mut table.entries[start..start + filled[bucket] as usize];
             // A content that an image repeats without end would fill its bucket with itself.
-            if entries.iter().all(|entry| entry >> 32 != tag) {
+            if has_room && entries.iter().all(|entry| entry >> 32 != tag) {
                 table.entries[start + filled[bucket] as usize] = tag << 32 | u64::from(block);
                 filled[bucket] += 1;
                 table.len += 1;
@@ -124,7 +134,7 @@ impl BlockTable {
 
     /// Hashes as they cross the wire for a table of what only the other side has: the upper 40 bits of each, in order.
     pub fn packed(hashes: &[u64]) -> Vec<u8> {
-        let mut packed = Vec::with_capacity(hashes.len() * PACKED_HASH_BITS as usize / 8);
+        let mut packed = Vec::with_capacity(hashes.len() * PACKED_BYTES);
         for hash in hashes {
             // One that is not zero must not become it.
             let upper = (hash >> (u64::BITS - PACKED_HASH_BITS)).max(u64::from(*hash != 0));
@@ -135,7 +145,7 @@ impl BlockTable {
 
     /// The table of [`packed`](Self::packed) hashes; an incomplete one at the end is left out.
     pub fn unpacked(packed: &[u8]) -> Self {
-        let (hashes, _) = packed.as_chunks::<{ PACKED_HASH_BITS as usize / 8 }>();
+        let (hashes, _) = packed.as_chunks::<PACKED_BYTES>();
         let hashes: Vec<u64> = hashes
             .iter()
             .map(|bytes| {
@@ -191,8 +201,10 @@ impl Catalog {
             return;
         }
         for ((page, fingerprint), class) in batch.pages().zip(fingerprints).zip(classes) {
-            if !matches!(class, Class::New { .. }) {
-                continue;
+            // A few lines cost no more than a fingerprint, and the target need not read a disk for them.
+            match class {
+                Class::New { changed } if !changed.is_some_and(delta::is_close) => {}
+                _ => continue,
             }
             let hash = block_hash(page);
             let mut good = (0..).zip(&self.sources).filter(|(_, source)| source.is_good());
@@ -283,6 +295,14 @@ mod tests {
         let table = BlockTable::new(&hashes, usize::MAX);
         assert_eq!((table.len(), table.find(hashes[0])), (100, Some(0)));
         assert_eq!(table.find(hashes[1001]), Some(1001));
+    }
+
+    #[test]
+    fn blocks_whose_hashes_are_made_alike_fill_one_bucket_and_no_more() {
+        let alike: Vec<u64> = (1..100_000u64).map(|number| 0xabcd << 48 | number << 20).collect();
+        let table = BlockTable::new(&alike, usize::MAX);
+        assert_eq!((table.len(), table.find(alike[0])), (BUCKET_MAX as usize, Some(0)));
+        assert_eq!(table.find(alike[50_000]), None);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! page: an eighth of its size.
 //!
 //! Two contents of a line that have one hash are told apart by the fingerprint of the page that the target rebuilds, and the
-//! session ends there. So hashes are keyed, which leaves that to chance: one changed line in four thousand million.
+//! session ends there. So hashes have a secret seed, which leaves that to chance:
+//! one changed line in four thousand million, once in 137 GB of lines that are sent.
 
 use super::{batch::Batch, delta::LINES, fingerprint::FingerprintKey};
 use xxhash_rust::xxh3::xxh3_64_with_seed;

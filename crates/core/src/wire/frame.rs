@@ -70,7 +70,8 @@ impl Kind {
             Kind::Hello | Kind::HelloReply | Kind::Message => CONTROL_FRAME_BYTES_MAX,
             Kind::ReturnPath => RETURN_PATH_FRAME_BYTES_MAX,
             Kind::Data | Kind::Supply => DATA_FRAME_BYTES_MAX,
-            Kind::Ack => crate::session::Ack::BYTES,
+            // A later version may say more.
+            Kind::Ack => 4 * crate::session::Ack::BYTES,
             Kind::Ask => ASK_BYTES_MAX,
             Kind::ContentTable => CONTENT_TABLE_FRAME_BYTES_MAX,
         }

@@ -114,7 +114,9 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         listen: listener.local_addr()?,
         registry: Registry::default(),
         journal,
-        content: Arc::new(KnownContent::open(&config).context("cannot keep indexes")?),
+        content: Arc::new(
+            KnownContent::open(&config).context("cannot keep indexes and memory in the state directory")?,
+        ),
         events: EventBus::new(),
         migrations: Migrations::default(),
         qemu,

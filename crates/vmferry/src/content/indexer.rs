@@ -80,8 +80,12 @@ impl KnownContent {
                     blocks: 0,
                     updated: None,
                 });
-                let is_old = entry.updated.is_none_or(|at| at.elapsed() >= REFRESH);
-                if is_old && matches!(entry.state, State::Ready) {
+                let looked_at = match entry.state {
+                    State::Ready => entry.updated,
+                    State::Failed(_, at) => Some(at),
+                    State::Waiting | State::Indexing { .. } => continue,
+                };
+                if looked_at.is_none_or(|at| at.elapsed() >= REFRESH) {
                     entry.state = State::Waiting;
                 }
             }
@@ -120,7 +124,7 @@ impl KnownContent {
             }),
             Err(why) => {
                 tracing::warn!(source = name, why, "no index");
-                self.set(&name, |source| source.state = State::Failed(why));
+                self.set(&name, |source| source.state = State::Failed(why, Instant::now()));
             }
         }
     }

@@ -64,7 +64,7 @@ enum State {
     Waiting,
     Indexing { blocks_done: u64 },
     Ready,
-    Failed(String),
+    Failed(String, Instant),
 }
 
 /// Content that this host has an index of.
@@ -193,7 +193,7 @@ impl KnownContent {
                 State::Waiting => IndexState::Waiting,
                 State::Indexing { .. } => IndexState::Indexing,
                 State::Ready => IndexState::Ready,
-                State::Failed(_) => IndexState::Failed,
+                State::Failed(..) => IndexState::Failed,
             },
             bytes: source.blocks * BLOCK_BYTES as u64,
             bytes_done: match source.state {
@@ -202,7 +202,7 @@ impl KnownContent {
             },
             age_s: source.updated.map(|at| at.elapsed().as_secs()),
             reason: match &source.state {
-                State::Failed(why) => Some(why.clone()),
+                State::Failed(why, _) => Some(why.clone()),
                 _ => None,
             },
         };
@@ -211,7 +211,7 @@ impl KnownContent {
 
     /// Waits until nothing is waiting to be indexed or being so.
     pub async fn settled(&self) {
-        let is_settled = |source: &Source| matches!(source.state, State::Ready | State::Failed(_));
+        let is_settled = |source: &Source| matches!(source.state, State::Ready | State::Failed(..));
         // Ends only with the agent.
         let _ = self
             .sources

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vmferry_core::limits::CONTENT_TABLES_BYTES_MAX;
-use vmferry_core::page::catalog::CONTENT_SOURCES_MAX;
+use vmferry_core::page::catalog::{CONTENT_SOURCES_MAX, PACKED_BYTES};
+use vmferry_core::page::content::BLOCK_BYTES;
 use vmferry_core::page::{BlockTable, Catalog};
 
 use crate::content::Known;
@@ -20,13 +21,18 @@ pub(super) struct Contents {
     /// Tables from the target, packed, as far as they have come.
     tables: BTreeMap<u16, Vec<u8>>,
     tables_bytes: usize,
+    /// What these may take: none before something was offered, nor once the catalog is made.
+    tables_bytes_max: usize,
 }
 
 impl Contents {
-    /// Those that this host has indexes of.
-    pub(super) fn offered(offered: Vec<Known>) -> Self {
+    /// Those that this host has indexes of, for a guest with so much memory, bytes.
+    pub(super) fn offered(offered: Vec<Known>, memory_bytes: u64) -> Self {
+        // Memory that was kept has hardly more blocks than the guest has pages.
+        let blocks_max = usize::try_from(2 * memory_bytes / BLOCK_BYTES as u64).unwrap_or(usize::MAX);
         Self {
             offered,
+            tables_bytes_max: (blocks_max.saturating_mul(PACKED_BYTES)).min(CONTENT_TABLES_BYTES_MAX),
             ..Self::default()
         }
     }
@@ -35,7 +41,7 @@ impl Contents {
     pub(super) fn take(&mut self, number: u16, part: &[u8]) -> Result<(), String> {
         let is_its_own = (self.offered.len()..CONTENT_SOURCES_MAX).contains(&usize::from(number));
         self.tables_bytes += part.len();
-        if !is_its_own || self.tables_bytes > CONTENT_TABLES_BYTES_MAX {
+        if !is_its_own || self.tables_bytes > self.tables_bytes_max {
             return Err("the target sends a table that it may not send".to_owned());
         }
         self.tables.entry(number).or_default().extend_from_slice(part);

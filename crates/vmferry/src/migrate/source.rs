@@ -40,7 +40,7 @@ const MAX_BLACKOUT: Duration = Duration::from_millis(view::BLACKOUT_MS_MAX);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the driver waits for an answer of QEMU's while the guest runs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// The part of the guest's memory that its pages as they were sent may take, unless the request says otherwise.
+/// The part of the guest's memory that hashes of its pages as they were sent may take, unless the request says otherwise.
 const VERSIONS_PART: u64 = 8;
 /// How long a QEMU that has written its last byte may take to say that the migration is over for it, too.
 const POSTMIGRATE_LIMIT: Duration = Duration::from_secs(30);
@@ -76,7 +76,7 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
                 transfer,
                 control,
                 round_trip,
-                contents: Contents::offered(contents),
+                contents: Contents::offered(contents, running.definition.memory.size.0),
             },
             offer,
         ))
@@ -532,7 +532,9 @@ impl Driver {
         let (Some(kept), Some(stream)) = (self.agent.content.kept(), self.stream.clone()) else {
             return;
         };
-        let Some(mut memory) = monitor::guest_memory(&self.vm).await else {
+        // A QEMU that does not answer is to be ended all the same.
+        let memory = tokio::time::timeout(ANSWER_LIMIT, monitor::guest_memory(&self.vm)).await;
+        let Ok(Some(mut memory)) = memory else {
             return;
         };
         let vm = self.handle.vm.clone();

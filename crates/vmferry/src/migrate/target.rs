@@ -20,7 +20,11 @@ use super::peers::DataLane;
 use super::{monitor, source};
 use crate::agent::Agent;
 use crate::agent::record::Record;
+use crate::content::name::ContentName;
 use crate::vm::RunningVm;
+
+/// How long a reservation waits for known content: a disk's server may not answer, and pages can be sent.
+const CONTENTS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Takes in the VM that a peer offers on a control lane. `lanes` gives the migration's data lanes as they connect.
 pub(super) async fn take_in(
@@ -353,8 +357,14 @@ impl Driver {
                     .contents
                     .get(..CONTENT_SOURCES_MAX)
                     .unwrap_or(&admission.contents);
-                self.contents = self.agent.content.open_for(&vm, names).await;
-                self.tell_kept(admission.contents.len()).await;
+                let contents = self.open_contents(&vm, names, admission.contents.len());
+                if tokio::time::timeout(CONTENTS_LIMIT, contents).await.is_err() {
+                    tracing::warn!(
+                        vm = self.handover.vm,
+                        "known content can't be opened in time; pages are sent"
+                    );
+                    self.contents.clear();
+                }
                 self.hold(Arc::new(vm));
                 let numbered = (0..).zip(&self.contents);
                 let reservation = Reservation {
@@ -371,6 +381,12 @@ impl Driver {
                 Err(vec![reason])
             }
         }
+    }
+
+    /// Opens what the source may refer to, and tells it what else there is.
+    async fn open_contents(&mut self, vm: &RunningVm, names: &[ContentName], offered: usize) {
+        self.contents = self.agent.content.open_for(vm, names).await;
+        self.tell_kept(offered).await;
     }
 
     /// Tells the source what memory of the VM is kept here: the content source behind the `offered` ones.

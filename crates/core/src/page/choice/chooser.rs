@@ -209,6 +209,10 @@ impl Chooser {
     /// What was seen of the link since the last call, at `now` (time since the session began).
     pub fn window(&mut self, window: &Window, now: Duration) {
         self.link.observe(window);
+        // Where nothing is chosen there is nothing to explain.
+        if self.coders.len() == 1 {
+            return;
+        }
         for kind in PageKind::ALL {
             let state = &self.kinds[kind as usize];
             if let Some(link) = self.link.bytes_per_s()

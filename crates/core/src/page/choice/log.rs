@@ -6,7 +6,7 @@ use super::{
     predict::Prediction,
 };
 
-/// The most stretches that are kept; later ones are left out and counted.
+/// The most stretches that are kept; later ones are left out.
 pub const STRETCHES_MAX: usize = 200;
 
 /// A stretch of time in which one coder was chosen for one kind of page. The figures are those at its beginning.
@@ -46,18 +46,12 @@ pub struct Log {
     stretches: Vec<Stretch>,
     /// For each kind, where its present stretch is.
     present: [Option<usize>; PageKind::ALL.len()],
-    left_out: u64,
 }
 
 impl Log {
     /// In the order in which they began.
     pub fn stretches(&self) -> &[Stretch] {
         &self.stretches
-    }
-
-    /// Stretches for which there was no room.
-    pub fn left_out(&self) -> u64 {
-        self.left_out
     }
 
     /// A stretch goes on, or begins if another coder was chosen.
@@ -68,7 +62,6 @@ impl Log {
             return;
         }
         if self.stretches.len() == STRETCHES_MAX {
-            self.left_out += 1;
             return;
         }
         *present = Some(self.stretches.len());
