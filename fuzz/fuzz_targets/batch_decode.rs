@@ -32,7 +32,10 @@ fuzz_target!(|input: &[u8]| {
             blocks.fill(1);
             true
         });
-        if decoder.supply(&mut decoded, &missing, &vec![2; missing.len() * 4096]).is_err() {
+        if decoder
+            .supply(&mut decoded, &missing, &vec![2; missing.len() * 4096])
+            .is_err()
+        {
             return;
         }
         let memory = &mut |_: BlockId, _: u64, page: &mut [u8]| {
