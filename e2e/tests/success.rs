@@ -13,7 +13,9 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn every_coder_moves_a_guest_whose_client_keeps_talking() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    // Memory that was kept would spare the coders most of the later moves.
+    let keeps_none = ["--kept-memory", "0"];
+    let scenario = Scenario::set_up_with(&lab, &keeps_none, &keeps_none)?;
     let mut guest = scenario.run(Host::A, "web", &small_guest(0, Vec::new())?)?;
     for content in ["text", "random", "heap"] {
         guest.ask(&format!("fill {content} {}", 12 * MIB))?;

@@ -387,7 +387,7 @@ impl Shared {
             });
             let Some((mut classes, digest)) = in_turn else { return };
             // While the guest stands still it does not wait for the target's disks.
-            if !self.stopped.load(Ordering::Relaxed) {
+            if !batch.is_of_stopped_guest() {
                 self.settings.catalog.refer(&batch, &fingerprints, &mut classes);
             }
             let mut stats = EncodingStats::default();

@@ -18,6 +18,8 @@ pub struct Batch {
     pub(super) ops: Vec<Op>,
     pub(super) page_bytes: usize,
     pub(super) postcopy: bool,
+    /// The guest stood still when the source's QEMU wrote (the end of) it.
+    pub(super) stopped: bool,
 }
 
 /// What a part of a batch is. Positions count from the start of the batch's stream bytes.
@@ -65,6 +67,11 @@ impl Batch {
     /// What those bytes are, in order, without gaps.
     pub fn ops(&self) -> &[Op] {
         &self.ops
+    }
+
+    /// Whether the guest stood still when the source's QEMU wrote it. Only the source knows.
+    pub fn is_of_stopped_guest(&self) -> bool {
+        self.stopped
     }
 
     /// The guest's page size, bytes. Meaningless in a batch without pages.

@@ -16,6 +16,7 @@ pub struct BatchBuilder {
     parsed: usize,
     ops: Vec<Op>,
     postcopy: bool,
+    stopped: bool,
 }
 
 impl BatchBuilder {
@@ -28,6 +29,7 @@ impl BatchBuilder {
             parsed: 0,
             ops: Vec::new(),
             postcopy: false,
+            stopped: false,
         }
     }
 
@@ -72,7 +74,8 @@ impl BatchBuilder {
                     match mark {
                         Mark::Blocks => self.ops.push(Op::Blocks(self.parser.blocks().into())),
                         Mark::Postcopy => self.postcopy = true,
-                        Mark::Switchover | Mark::RamEnd | Mark::Lost(_) => {}
+                        Mark::Switchover => self.stopped = true,
+                        Mark::RamEnd | Mark::Lost(_) => {}
                     }
                     marks.push(mark);
                 }
@@ -108,6 +111,7 @@ impl BatchBuilder {
             ops: std::mem::take(&mut self.ops),
             page_bytes: self.parser.page_bytes(),
             postcopy: self.postcopy,
+            stopped: self.stopped,
         })
     }
 }

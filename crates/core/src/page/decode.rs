@@ -179,6 +179,7 @@ impl Decoder {
             ops: build.ops,
             page_bytes,
             postcopy: false,
+            stopped: false,
         };
         let mut pages = build.pages;
         self.fingerprint(&batch, &mut pages);

@@ -239,6 +239,7 @@ mod tests {
             ops: ops.collect(),
             page_bytes: PAGE,
             postcopy: false,
+            stopped: false,
         }
     }
 
