@@ -8,7 +8,10 @@ use std::{
     io,
     num::NonZeroU64,
     ops::Range,
-    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
     path::Path,
 };
 
@@ -78,6 +81,13 @@ impl ImageFile {
         self.file.read_exact_at(buffer.bytes(), offset)?;
         into.copy_from_slice(buffer.bytes());
         Ok(())
+    }
+}
+
+/// For what a host asks of a file besides its content, such as who has locked it.
+impl AsFd for ImageFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

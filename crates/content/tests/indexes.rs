@@ -1,33 +1,19 @@
 //! The indexes of a host, kept and brought up to date.
 
+mod files;
+
 use std::{
-    fs::{self, File, FileTimes, OpenOptions},
-    os::unix::fs::{FileExt, PermissionsExt},
-    path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    fs::{self, File, FileTimes},
+    os::unix::fs::PermissionsExt,
+    time::Duration,
 };
 
+use files::{image, overwrite};
 use vmferry_content::{
     BLOCK_BYTES, Blocks, Cancel, Change, ImageFile, Index, IndexError, IndexFolder, ScanOptions, UpdateError,
     index::{Unusable, scan},
 };
 use vmferry_core::page::content::block_hash;
-
-/// Block `n` of an image is filled with `n + 1`, from 251 on with 1 and so on again.
-fn image(path: &Path, blocks: usize) -> PathBuf {
-    let content: Vec<u8> = (0..blocks).flat_map(|n| [(n % 251) as u8 + 1; BLOCK_BYTES]).collect();
-    fs::write(path, content).unwrap();
-    path.to_owned()
-}
-
-fn overwrite(path: &Path, block: u64, byte: u8) {
-    let file = OpenOptions::new().write(true).open(path).unwrap();
-    file.write_all_at(&[byte; BLOCK_BYTES], block * BLOCK_BYTES as u64)
-        .unwrap();
-    // Two writes within one tick of the file system's clock have the same time.
-    file.set_times(FileTimes::new().set_modified(SystemTime::now() + Duration::from_secs(u64::from(byte))))
-        .unwrap();
-}
 
 fn scan_all(content: &dyn Blocks) -> Index {
     scan(content, None, &ScanOptions::default(), &Cancel::new(), |_| {}).unwrap()

@@ -10,17 +10,12 @@
 //!    does not tell a disk from a fresh copy of it**; for these, that both hosts name the same storage stays the
 //!    administrator's word. On a local file system a lock that is not seen is proof enough of another file.
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
-    path::Path,
-};
+use std::{io, path::Path};
 
 use nix::{fcntl, libc};
 use serde::{Deserialize, Serialize};
 
-use vmferry_content::{BLOCK_BYTES, Blocks, NbdExport, NbdUri};
+use vmferry_content::{BLOCK_BYTES, Blocks, Identity, ImageFile, NbdExport, NbdUri};
 
 use crate::vm::definition::{Disk, DiskFormat};
 
@@ -109,7 +104,7 @@ pub enum DiskProblem {
 /// # Errors
 /// The disk cannot be read by the agent.
 pub fn describe(disk: &Disk) -> io::Result<DiskFacts> {
-    let mut view = View::open(disk)?;
+    let view = View::open(disk)?;
     Ok(DiskFacts {
         id: disk.id.clone(),
         bytes: view.bytes,
@@ -127,7 +122,7 @@ pub fn compare(disk: &Disk, facts: &DiskFacts) -> Result<Proof, DiskProblem> {
     let unreachable = |error: io::Error| DiskProblem::Unreachable {
         reason: error.to_string(),
     };
-    let mut view = View::open(disk).map_err(unreachable)?;
+    let view = View::open(disk).map_err(unreachable)?;
     // An image that is allocated as its guest writes may have grown since the source looked at it.
     let has_its_size = match disk.format {
         DiskFormat::Raw => view.bytes == facts.bytes,
@@ -157,10 +152,10 @@ pub fn compare(disk: &Disk, facts: &DiskFacts) -> Result<Proof, DiskProblem> {
             reason: "the source's QEMU has locked its file, this one is not locked".to_owned(),
         });
     }
-    compare_content(&mut view, &facts.samples)
+    compare_content(&view, &facts.samples)
 }
 
-fn compare_content(view: &mut View, samples: &[Sample]) -> Result<Proof, DiskProblem> {
+fn compare_content(view: &View, samples: &[Sample]) -> Result<Proof, DiskProblem> {
     if samples.is_empty() {
         return Err(DiskProblem::NothingToCompare);
     }
@@ -183,12 +178,10 @@ struct View {
     medium: Medium,
     bytes: u64,
     inode: Option<u64>,
-    /// Twice a block, so that an aligned one fits in.
-    buffer: Vec<u8>,
 }
 
 enum Medium {
-    File(File),
+    File(ImageFile),
     Nbd(NbdExport),
 }
 
@@ -202,37 +195,26 @@ impl View {
     }
 
     fn open_file(path: &Path) -> io::Result<Self> {
-        let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(path);
-        // Not every file system can read past its cache (tmpfs on older kernels).
-        let file = match open(libc::O_DIRECT | libc::O_NONBLOCK) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => open(libc::O_NONBLOCK)?,
-            opened => opened?,
+        let file = ImageFile::open(path)?;
+        let (bytes, inode) = match file.identity()? {
+            Identity::File { bytes, inode, .. } => (bytes, Some(inode)),
+            Identity::Device { bytes, .. } | Identity::Export { bytes } => (bytes, None),
         };
-        let metadata = file.metadata()?;
-        let kind = metadata.file_type();
-        let (bytes, inode) = if kind.is_file() {
-            (metadata.len(), Some(metadata.ino()))
-        } else if kind.is_block_device() {
-            (rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))?, None)
-        } else {
-            return Err(io::Error::other("it is neither a file nor a block device"));
-        };
-        Ok(Self::new(Medium::File(file), bytes, inode))
+        Ok(Self {
+            medium: Medium::File(file),
+            bytes,
+            inode,
+        })
     }
 
     fn open_export(uri: &NbdUri) -> io::Result<Self> {
         let export = NbdExport::open(uri)?;
         let bytes = export.bytes();
-        Ok(Self::new(Medium::Nbd(export), bytes, None))
-    }
-
-    fn new(medium: Medium, bytes: u64, inode: Option<u64>) -> Self {
-        Self {
-            medium,
+        Ok(Self {
+            medium: Medium::Nbd(export),
             bytes,
-            inode,
-            buffer: vec![0; 2 * BLOCK_BYTES],
-        }
+            inode: None,
+        })
     }
 
     /// Whether someone else has locked one of the bytes that QEMU locks.
@@ -268,7 +250,7 @@ impl View {
         }
     }
 
-    fn samples(&mut self) -> io::Result<Vec<Sample>> {
+    fn samples(&self) -> io::Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for offset in sample_offsets(self.bytes) {
             if let Some(hash) = self.hash_at(offset)? {
@@ -279,21 +261,19 @@ impl View {
     }
 
     /// The hash of the block at `offset`; `None` if it is all zero, or not wholly on the disk.
-    fn hash_at(&mut self, offset: u64) -> io::Result<Option<String>> {
+    fn hash_at(&self, offset: u64) -> io::Result<Option<String>> {
         let end = offset.checked_add(BLOCK_BYTES as u64);
         if end.is_none_or(|end| end > self.bytes) || !offset.is_multiple_of(BLOCK_BYTES as u64) {
             return Ok(None);
         }
-        let start = self.buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
-        let Some(block) = self.buffer.get_mut(start..start + BLOCK_BYTES) else {
-            return Ok(None);
+        let content: &dyn Blocks = match &self.medium {
+            Medium::File(file) => file,
+            Medium::Nbd(export) => export,
         };
-        match &self.medium {
-            Medium::File(file) => file.read_exact_at(block, offset)?,
-            Medium::Nbd(export) => export.read(offset / BLOCK_BYTES as u64, block)?,
-        }
+        let mut block = [0; BLOCK_BYTES];
+        content.read(offset / BLOCK_BYTES as u64, &mut block)?;
         let is_zero = block.iter().all(|&byte| byte == 0);
-        Ok((!is_zero).then(|| blake3::hash(block).to_hex().to_string()))
+        Ok((!is_zero).then(|| blake3::hash(&block).to_hex().to_string()))
     }
 }
 

@@ -1,5 +1,7 @@
 use std::{
     fs,
+    fs::File,
+    os::unix::fs::{FileExt, MetadataExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
