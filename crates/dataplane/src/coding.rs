@@ -1,8 +1,9 @@
 //! Which coder the lanes use: what they and the target measure goes to the [`Chooser`], which all lanes share.
 
 use crate::processors::{self, Spare};
+use crate::threads::lock;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use vmferry_core::page::choice::{Chooser, Encoded, Log, PageKind, Window};
 use vmferry_core::page::{Class, Coded, Coders};
@@ -11,7 +12,7 @@ use vmferry_core::session::Ack;
 /// Lanes that wait for QEMU for this part of their time are faster than it.
 const STARVED: f64 = 0.3;
 
-/// The choice of a session's lanes.
+/// The choice of a session's lanes, if it has one.
 pub(crate) struct Coding {
     state: Mutex<State>,
     host: u64,
@@ -70,10 +71,14 @@ impl Since {
 }
 
 impl Coding {
-    /// For so many lanes and a limit in bytes a second.
-    pub(crate) fn new(coders: Coders, lanes: usize, limit: Option<u64>) -> Coding {
+    /// For so many lanes and a limit in bytes a second; `None` where there is but one coder, for which nothing need be
+    /// measured.
+    pub(crate) fn new(coders: Coders, lanes: usize, limit: Option<u64>) -> Option<Coding> {
+        if !coders.is_choice() {
+            return None;
+        }
         let mut spare = Spare::new();
-        Coding {
+        Some(Coding {
             state: Mutex::new(State {
                 chooser: Chooser::new(coders, lanes as u16, spare.cores(), limit),
                 spare,
@@ -82,7 +87,7 @@ impl Coding {
             }),
             host: processors::host(),
             began: Instant::now(),
-        }
+        })
     }
 
     /// What was chosen so far, and why.
@@ -167,8 +172,7 @@ impl Coding {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Figures only: a panic elsewhere leaves nothing half done that matters here.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

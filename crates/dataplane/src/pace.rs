@@ -1,6 +1,7 @@
 //! A limit on the bytes per second that all lanes together send.
 
-use std::sync::{Mutex, PoisonError};
+use crate::threads::lock;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How far the schedule may lie in the past: an idle link may catch up this much, no more.
@@ -26,7 +27,7 @@ impl Pace {
         let now = Instant::now();
         let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
         let start = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free_at = lock(&self.free_at);
             let start = (*free_at).max(now.checked_sub(BURST).unwrap_or(now));
             *free_at = start + takes;
             start

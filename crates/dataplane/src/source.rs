@@ -5,7 +5,7 @@ use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::kept::Kept;
 use crate::pace::Pace;
-use crate::threads;
+use crate::threads::{self, lock};
 use crate::turn::InTurn;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmferry_core::page::choice::Log;
 use vmferry_core::page::{
@@ -108,7 +108,7 @@ struct Shared {
     ordered: InTurn<Ordered>,
     lanes: Vec<Lane>,
     pace: Option<Pace>,
-    coding: Coding,
+    coding: Option<Coding>,
     began: Instant,
     round: AtomicU32,
     stopped: AtomicBool,
@@ -254,7 +254,7 @@ impl Source {
 
     /// Which coders were chosen so far, and why.
     pub fn coding(&self) -> Log {
-        self.shared.coding.log()
+        self.shared.coding.as_ref().map(Coding::log).unwrap_or_default()
     }
 
     /// Closes QEMU's socket and every lane. A QEMU whose migration is not over ends it and resumes its guest.
@@ -370,11 +370,13 @@ impl Shared {
 
     fn run_lane(&self, index: usize, inbox: Inbox<Batch>, returned: Outbox<Vec<u8>>) {
         let mut encoders = Encoders::new(self.settings.coders.clone());
-        let mut meter = self.coding.lane(index);
+        let mut meter = self.coding.as_ref().map(|coding| coding.lane(index));
         let mut payload = Vec::new();
         let mut sent_bytes = 0;
         for batch in inbox {
-            meter.came();
+            if let Some(meter) = &mut meter {
+                meter.came();
+            }
             let fingerprints = self.settings.key.pages(&batch);
             let lines = if self.settings.versions_bytes_max > 0 {
                 self.settings.key.lines(&batch)
@@ -392,11 +394,15 @@ impl Shared {
             }
             let mut stats = EncodingStats::default();
             payload.clear();
-            let coder = meter.choose(&classes);
+            let coder = meter.as_mut().map_or(0, |meter| meter.choose(&classes));
             let stream_bytes = batch.stream().len() as u64;
             let encoded = encode(&batch, &classes, digest, &mut encoders, coder, &mut payload, &mut stats);
             match encoded {
-                Ok(coded) => meter.encoded(stream_bytes, coded),
+                Ok(coded) => {
+                    if let Some(meter) = &mut meter {
+                        meter.encoded(stream_bytes, coded);
+                    }
+                }
                 Err(error) => return self.fail(format!("can't encode batch {}: {error}", batch.seq)),
             }
             self.count(batch.round, &stats);
@@ -414,7 +420,9 @@ impl Shared {
             if let Err(why) = self.send(index, Kind::Data, &payload) {
                 return self.fail(why);
             }
-            meter.sent();
+            if let Some(meter) = &mut meter {
+                meter.sent();
+            }
         }
     }
 
@@ -461,7 +469,9 @@ impl Shared {
         let acknowledged = lock(&lane.credit).acknowledged(ack, self.began.elapsed());
         let wire_bytes = acknowledged.map_err(|error| error.to_string())?;
         self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
-        self.coding.acknowledged(index, &ack, wire_bytes);
+        if let Some(coding) = &self.coding {
+            coding.acknowledged(index, &ack, wire_bytes);
+        }
         lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);
         lane.acknowledged.notify_all();
         while let Some(batch) = lock(&lane.kept).placed(ack.stream_bytes) {
@@ -544,9 +554,4 @@ enum More {
     Later,
     /// QEMU closed its socket.
     Never,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Counters only: a panic elsewhere leaves nothing half done that matters here.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,14 +11,14 @@ use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::placement::Placement;
 use crate::placers::Placers;
-use crate::threads;
+use crate::threads::{self, lock};
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, bounded};
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use vmferry_core::limits::RETURN_PATH_FRAME_BYTES_MAX;
 use vmferry_core::page::{Assembler, Coders, Decoder, FingerprintKey, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
@@ -238,9 +238,11 @@ impl Shared {
             if let Ok(buffer) = buffers.try_recv() {
                 lane.decoder.recycle(buffer);
             }
-            let mut meter = DecodeMeter::waits();
+            let mut meter = self.settings.coders.is_choice().then(DecodeMeter::waits);
             let (kind, payload) = receiver.receive().map_err(|error| error.to_string())?;
-            meter.came();
+            if let Some(meter) = &mut meter {
+                meter.came();
+            }
             let heard = match kind {
                 Kind::Data => lane.data(payload, &*self.settings.content, meter)?,
                 Kind::Supply => Next::Complete(lane.supply(payload)?),
@@ -322,9 +324,4 @@ impl Shared {
             filled -= parsed;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere ends the session; what it left is not looked at any more.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

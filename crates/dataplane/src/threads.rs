@@ -1,6 +1,7 @@
 //! Threads whose panic does not go unnoticed: what waits for one that died would wait for ever.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// Runs `run` on a thread of that name, and `panicked` on the same one if it panics.
@@ -14,6 +15,12 @@ pub(crate) fn spawn(
         run();
     };
     thread::Builder::new().name(name).spawn(watched).map(drop)
+}
+
+/// What is behind the mutex, whatever became of others that held it: a thread that panicked ends the session, and what it left
+/// half done are figures, or is not looked at any more.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Watch<F: FnOnce()>(Option<F>);

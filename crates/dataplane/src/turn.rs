@@ -1,5 +1,6 @@
 //! Lanes work at once, but some steps have to happen in the order of batches: each lane waits here for its batch's turn.
 
+use crate::threads::lock;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// State that only the holder of the next number in order may touch.
@@ -58,6 +59,6 @@ impl<T> InTurn<T> {
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         // A thread that panicked in here has left counters, no invariants; its session ends anyway.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

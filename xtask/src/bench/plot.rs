@@ -62,7 +62,7 @@ pub(crate) fn render(results: &Results) -> String {
          height=\"{height}\" font-family=\"Helvetica, Arial, sans-serif\" font-size=\"12\" fill=\"#333333\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
     );
-    legend(&mut svg);
+    legend(&mut svg, results);
     for (row, down) in ROWS.iter().zip(0..) {
         let y = TOP + f64::from(down) * (PANEL_HEIGHT + GAP_Y);
         panel(&mut svg, results, row, (LEFT, y));
@@ -71,7 +71,7 @@ pub(crate) fn render(results: &Results) -> String {
     svg
 }
 
-fn legend(svg: &mut String) {
+fn legend(svg: &mut String, results: &Results) {
     let machine = "lower is better; logarithmic; medians; × did not converge";
     let _ = writeln!(
         svg,
@@ -79,8 +79,11 @@ fn legend(svg: &mut String) {
          <text x=\"{:.0}\" y=\"26\" text-anchor=\"end\" fill=\"#666666\">{machine}</text>",
         LEFT + PANEL_WIDTH
     );
-    for (mode, number) in Mode::ALL.into_iter().zip(0..) {
-        let x = LEFT + f64::from(number) * 150.0;
+    let is_measured = |mode: &Mode| results.runs.iter().any(|run| run.mode == *mode);
+    let modes: Vec<Mode> = Mode::ALL.into_iter().filter(is_measured).collect();
+    let step = (PANEL_WIDTH / modes.len().max(1) as f64).min(150.0);
+    for (mode, number) in modes.into_iter().zip(0..) {
+        let x = LEFT + f64::from(number) * step;
         let _ = writeln!(
             svg,
             "<rect x=\"{x}\" y=\"40\" width=\"13\" height=\"13\" fill=\"{}\"/>\

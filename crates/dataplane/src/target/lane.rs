@@ -47,12 +47,17 @@ impl Lane {
     }
 
     /// Takes a `Data` frame.
-    pub(crate) fn data(&mut self, payload: &[u8], content: &ReadContent, meter: DecodeMeter) -> Result<Next, String> {
+    pub(crate) fn data(
+        &mut self,
+        payload: &[u8],
+        content: &ReadContent,
+        meter: Option<DecodeMeter>,
+    ) -> Result<Next, String> {
         let decoded = self.decoder.decode(payload).map_err(|error| error.to_string())?;
         let mut whole = Whole {
             decoded,
             wire_bytes: (HEADER_BYTES + payload.len()) as u64,
-            spent: meter.decoded(),
+            spent: meter.map(DecodeMeter::decoded).unwrap_or_default(),
         };
         let read = &mut |source: u16, block: u64, into: &mut [u8]| content(source, block, into);
         let pages = self.decoder.find(&mut whole.decoded, read);

@@ -2,11 +2,12 @@
 //! [`Placers`], then gives QEMU what is left and acknowledges.
 
 use super::lane::Whole;
-use super::{Arrived, Ordered, Shared, lock};
+use super::{Arrived, Ordered, Shared};
 use crate::coding::{Bill, Spent};
 use crate::connection::Sender;
 use crate::placement::Placement;
 use crate::placers::{BATCHES_MAX, Placed, Placers, Write};
+use crate::threads::lock;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, select};
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -23,7 +24,8 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     lanes: Vec<Arc<Mutex<Sender>>>,
     acks: Vec<Ack>,
-    bill: Bill,
+    /// Where the source has a choice to make by it.
+    bill: Option<Bill>,
     /// Connected to when the first bytes are there.
     qemu: Option<UnixStream>,
     /// Batches that came before their turn.
@@ -67,9 +69,9 @@ impl Writer {
         // but a source that cuts such batches is idle and has nothing ahead.
         let window = lanes.len() as u64 * LANE_CREDIT_BYTES_MAX;
         Self {
+            bill: shared.settings.coders.is_choice().then(Bill::new),
             shared,
             acks: vec![Ack::default(); lanes.len()],
-            bill: Bill::new(),
             lanes,
             qemu: None,
             reorder: Reorder::new(window),
@@ -161,7 +163,9 @@ impl Writer {
             let ack = &mut self.acks[done.lane];
             ack.stream_bytes += done.batch.stream().len() as u64;
             ack.wire_bytes += done.wire_bytes;
-            self.bill.add(done.spent, ack);
+            if let Some(bill) = &mut self.bill {
+                bill.add(done.spent, ack);
+            }
             let sent = lock(&self.lanes[done.lane]).send(Kind::Ack, &ack.encode());
             sent.map_err(|error| format!("lane {}: {error}", done.lane))?;
         }

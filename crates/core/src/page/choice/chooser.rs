@@ -101,9 +101,6 @@ impl Chooser {
 
     /// The number of the coder for the next batch, most of whose pages are of this kind.
     pub fn choose(&mut self, kind: PageKind) -> u8 {
-        if self.coders.len() == 1 {
-            return 0;
-        }
         let Some(link) = self.link.bytes_per_s() else {
             return self.kinds[kind as usize].present;
         };
@@ -209,10 +206,6 @@ impl Chooser {
     /// What was seen of the link since the last call, at `now` (time since the session began).
     pub fn window(&mut self, window: &Window, now: Duration) {
         self.link.observe(window);
-        // Where nothing is chosen there is nothing to explain.
-        if self.coders.len() == 1 {
-            return;
-        }
         for kind in PageKind::ALL {
             let state = &self.kinds[kind as usize];
             if let Some(link) = self.link.bytes_per_s()

@@ -61,6 +61,11 @@ impl Coders {
         self.0.len()
     }
 
+    /// Whether there is more than one to choose from.
+    pub fn is_choice(&self) -> bool {
+        self.len() > 1
+    }
+
     /// All, in the order of their numbers.
     pub fn iter(&self) -> impl Iterator<Item = &CodecSettings> {
         self.0.iter()
