@@ -102,9 +102,8 @@ fn measure(args: &BenchArgs, workload: Workload, binary: &Path, results: &mut Re
     let mut guests = Pair::boot(&labs, workload, binary)?;
     let bytes_per_s = guests.of_qemu.background_bytes_per_s()?;
     results.background.push(Background { workload, bytes_per_s });
-    // Not counted: agents look at their QEMU once, programs are read from disk, and on a virtual machine memory that was not
-    // used for a while has to be had back from its host, for which the first to need it would pay. Where a run begins with a
-    // move that is not counted, that is it.
+    // Not counted: agents look at their QEMU once, and programs are read from disk. Where a run begins with a move that is not
+    // counted, that is it.
     if workload != Workload::Return {
         for mode in [Mode::Vmferry, Mode::MultifdZstd] {
             for _ in 0..2 {

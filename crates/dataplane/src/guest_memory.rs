@@ -1,12 +1,12 @@
 //! The guest's memory, read and written from outside its QEMU at the host addresses that QEMU's `info ramblock` prints. It
 //! takes the right to trace the process: the same user with no dumpable restriction, or root.
 
-use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 use std::fs::{self, File};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::iter;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -41,7 +41,6 @@ pub struct GuestMemory {
     pid: Pid,
     /// Says whether `pid` is still that process, and not one that was given its number since.
     process: OwnedFd,
-    memory: File,
     host: Vec<HostBlock>,
     /// The host block of each stream block, once the stream's list is known.
     blocks: Vec<Option<usize>>,
@@ -53,22 +52,18 @@ impl GuestMemory {
         let number = i32::try_from(pid).map_err(io::Error::other)?;
         let process = rustix::process::Pid::from_raw(number).ok_or_else(|| io::Error::other("0 is no process"))?;
         let process = pidfd_open(process, PidfdFlags::empty())?;
-        let memory = File::open(format!("/proc/{pid}/mem"))?;
-        for block in &host {
-            memory.read_exact_at(&mut [0], block.address)?;
-        }
-        if host.is_empty() {
-            return Err(io::Error::other("this QEMU does not say where its RAM blocks are"));
-        }
         let memory = GuestMemory {
             process,
             pid: Pid::from_raw(number),
-            memory,
             host,
             blocks: Vec::new(),
         };
-        // Opened by number, one after the other: all of it is of one process if that lives now.
-        memory.check_alive()?;
+        for block in &memory.host {
+            memory.read_at(block.address, &mut [0])?;
+        }
+        if memory.host.is_empty() {
+            return Err(io::Error::other("this QEMU does not say where its RAM blocks are"));
+        }
         Ok(memory)
     }
 
@@ -91,8 +86,20 @@ impl GuestMemory {
 
     /// Reads from a block.
     pub fn read(&self, block: BlockId, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.memory
-            .read_exact_at(into, self.address(block, offset, into.len())?)
+        self.read_at(self.address(block, offset, into.len())?, into)
+    }
+
+    /// Half as many copies as by `/proc/PID/mem`, which takes each page through a buffer of the kernel's.
+    fn read_at(&self, address: u64, into: &mut [u8]) -> io::Result<()> {
+        let (base, len) = (address as usize, into.len());
+        let read = process_vm_readv(self.pid, &mut [IoSliceMut::new(into)], &[RemoteIoVec { base, len }])?;
+        if read < len {
+            return Err(io::Error::other(format!(
+                "only {read} of {len} bytes could be read from the guest's memory"
+            )));
+        }
+        // Had it ended before, another process could have its number, and these bytes be that one's.
+        self.check_alive()
     }
 
     /// Writes to blocks, in this order.

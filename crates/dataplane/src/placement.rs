@@ -152,16 +152,17 @@ mod tests {
     fn place(placement: &mut Placement, memory: &Arc<GuestMemory>, batch: Batch) -> Vec<u8> {
         let batch = Arc::new(batch);
         let (writes, rest) = placement.plan(&batch);
-        let (mut placers, mut placer) = Placers::new(1);
-        let placer = placer.remove(0);
-        placers.start(memory.clone(), batch.clone(), writes.clone());
-        assert!(writes.is_empty() || !placers.are_free(&writes));
+        let (placers, threads) = Placers::new(3);
+        let mut parts = placers.start(memory, &batch, writes);
         let placed = placers.placed.clone();
         std::thread::scope(|scope| {
-            scope.spawn(|| placer.run());
-            assert_eq!(placed.recv().unwrap().unwrap().seq, batch.seq);
-            placers.finish(&writes);
-            assert!(placers.are_free(&writes));
+            for placer in threads {
+                scope.spawn(|| placer.run());
+            }
+            while parts > 0 {
+                assert_eq!(placed.recv().unwrap().unwrap().seq, batch.seq);
+                parts -= 1;
+            }
             drop(placers);
         });
         rest.into_owned()

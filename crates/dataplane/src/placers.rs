@@ -1,12 +1,13 @@
 //! Threads that write pages into the guest's memory, several batches at once: most of that time the kernel finds, clears and
 //! fills fresh memory, which it does for each thread on a core of its own.
 //!
-//! Two batches that write the same page are never under way together, so the later one's content is what stays.
+//! Each thread has parts of the guest's memory that are its own, as large as what the kernel finds and clears at once. If two
+//! threads write to fresh memory that close together, both clear all of it, and one does so for nothing. It also means that of
+//! two versions of a page the later one stays: both take the same way.
 
 use crate::guest_memory::GuestMemory;
 use crate::processors;
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use std::collections::HashMap;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,13 +28,15 @@ pub(crate) struct Write {
     pub(crate) start: Option<usize>,
 }
 
-/// Batches that are being placed, or are to be.
+/// The kernel's huge page on most machines, bytes: the part of memory that one thread has to itself.
+const REGION_BYTES: u64 = 2 << 20;
+
+/// Those who have pages written, and the way to them.
 pub(crate) struct Placers {
-    jobs: Sender<Job>,
-    /// Batches whose pages are all written.
+    /// One for each thread.
+    jobs: Vec<Sender<Job>>,
+    /// What is written of batches.
     pub(crate) placed: Receiver<io::Result<Placed>>,
-    /// Pages that are being written, and by which batch.
-    busy: HashMap<(BlockId, u64), u64>,
 }
 
 struct Job {
@@ -48,9 +51,9 @@ pub(crate) struct Placer {
     placed: Sender<io::Result<Placed>>,
 }
 
-/// A batch whose pages are all written.
+/// A part of a batch's pages is written.
 pub(crate) struct Placed {
-    /// Its number.
+    /// The batch's number.
     pub(crate) seq: u64,
     /// Processor time that it took.
     pub(crate) processor: Duration,
@@ -59,43 +62,37 @@ pub(crate) struct Placed {
 impl Placers {
     /// For `threads` threads, each of which has to [run](Placer::run) one of the placers.
     pub(crate) fn new(threads: usize) -> (Placers, Vec<Placer>) {
-        let (jobs, inbox) = unbounded();
-        // A batch under way has a place here, so that no thread ever waits to tell.
-        let (to_writer, placed) = bounded(BATCHES_MAX);
-        let placer = || Placer {
-            jobs: inbox.clone(),
-            placed: to_writer.clone(),
-        };
-        let placers = Placers {
-            jobs,
-            placed,
-            busy: HashMap::new(),
-        };
-        (placers, (0..threads).map(|_| placer()).collect())
+        // What is under way has a place here, so that no thread ever waits to tell.
+        let (to_writer, placed) = bounded(BATCHES_MAX * threads);
+        let (jobs, placers) = (0..threads)
+            .map(|_| {
+                let (jobs, inbox) = bounded(BATCHES_MAX);
+                let placed = to_writer.clone();
+                (jobs, Placer { jobs: inbox, placed })
+            })
+            .unzip();
+        (Placers { jobs, placed }, placers)
     }
 
-    /// Whether none of these pages is being written.
-    pub(crate) fn are_free(&self, writes: &[Write]) -> bool {
-        self.busy.is_empty()
-            || writes
-                .iter()
-                .all(|write| !self.busy.contains_key(&(write.block, write.offset)))
-    }
-
-    /// Has a batch's pages written; its number comes back over `placed`. Not before they [are free](Self::are_free), and for
-    /// no more than [`BATCHES_MAX`] batches at once.
-    pub(crate) fn start(&mut self, memory: Arc<GuestMemory>, batch: Arc<Batch>, writes: Vec<Write>) {
-        let pages = writes.iter().map(|write| ((write.block, write.offset), batch.seq));
-        self.busy.extend(pages);
-        // Fails when the threads have ended, which ends the session.
-        let _ = self.jobs.send(Job { memory, batch, writes });
-    }
-
-    /// A batch is placed.
-    pub(crate) fn finish(&mut self, writes: &[Write]) {
+    /// Has a batch's pages written, after those of batches before it. Returns in how many parts: so many times will its number
+    /// come back over `placed`. For no more than [`BATCHES_MAX`] batches at once.
+    pub(crate) fn start(&self, memory: &Arc<GuestMemory>, batch: &Arc<Batch>, writes: Vec<Write>) -> usize {
+        let mut parts: Vec<Vec<Write>> = vec![Vec::new(); self.jobs.len()];
         for write in writes {
-            self.busy.remove(&(write.block, write.offset));
+            let region = write.offset / REGION_BYTES + u64::from(write.block.0);
+            parts[(region % self.jobs.len() as u64) as usize].push(write);
         }
+        let parts = parts
+            .into_iter()
+            .zip(&self.jobs)
+            .filter(|(writes, _)| !writes.is_empty());
+        parts
+            .map(|(writes, jobs)| {
+                let (memory, batch) = (memory.clone(), batch.clone());
+                // Fails when the threads have ended, which ends the session.
+                let _ = jobs.send(Job { memory, batch, writes });
+            })
+            .count()
     }
 }
 

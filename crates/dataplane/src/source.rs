@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use vmferry_core::limits::{BATCH_BYTES, LANE_CREDIT_BYTES_MAX};
 use vmferry_core::page::choice::Log;
 use vmferry_core::page::{
     Ask, Batch, BatchBuilder, BatchDigest, Catalog, Class, Coders, Encoders, EncodingStats, Fingerprint,
@@ -28,6 +29,10 @@ use vmferry_core::wire::message::MemoryHash;
 /// How long the reader waits for more of a batch before it sends what there is. QEMU writes some 128 KiB at a time; while the
 /// guest runs a moment's patience makes whole batches of them.
 const PATIENCE: Duration = Duration::from_millis(2);
+
+/// Empty buffers that wait for the reader, at most. Acknowledgements give several back at once, as many as a lane may have on
+/// its way; those that find no room are freed, and a new one costs a page fault for each of its pages.
+const BUFFERS_PER_LANE: usize = LANE_CREDIT_BYTES_MAX as usize / BATCH_BYTES;
 
 /// How a stream is sent.
 #[derive(Clone, Debug)]
@@ -172,9 +177,9 @@ impl Source {
             rounds: Mutex::default(),
             on_event: Box::new(on_event),
         });
-        // One batch waits per lane, and as many empty buffers come back: enough to keep every lane busy.
+        // One batch waits per lane, and empty buffers come back.
         let (batches, inbox) = bounded(receivers.len());
-        let (returned, buffers) = bounded(2 * receivers.len() + 1);
+        let (returned, buffers) = bounded(receivers.len() * BUFFERS_PER_LANE);
         for (index, receiver) in receivers.into_iter().enumerate() {
             let (inbox, for_lane, for_acks) = (inbox.clone(), returned.clone(), returned.clone());
             shared.spawn(format!("lane-{index}"), move |shared| {

@@ -53,7 +53,9 @@ fn introduction(results: &Results) -> String {
          has a connection a processor and level 1. A migration has not converged that takes longer than all of the \
          guest's memory needs at the link's rate, or {fast} s if that is less. Each guest was moved there and back before \
          anything was counted, and before each move the target's agent is a new one that knows nothing of the guest, \
-         except on the way back of `return`.\n\n\
+         except on the way back of `return`. A virtual machine gives memory that it left unused back to its host, and has to \
+         wait for it when it is next used: so that no mode pays for that, as much memory as a move takes is used and freed just \
+         before it.\n\n\
          Not every mode is measured everywhere, for the time it would take: LZ4 only where the processor is the \
          bottleneck, LZ78 not at all, raw pages only where no link limits them. A mode of QEMU that takes more than \
          {slow} times as long as its best is measured once.\n\n",

@@ -1,6 +1,8 @@
 //! One guest, what it does, and one measured move of it.
 
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +22,35 @@ use super::usage::Watch;
 
 const BOOT_MAX: Duration = Duration::from_secs(120);
 const TICK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What a move takes beside the guest's memory at the target: agents, QEMU itself, files.
+const MEMORY_BESIDE_MIB: u32 = 512;
+
+/// A virtual machine gives memory that it left unused for two seconds back to its host (free page reporting), and whoever then
+/// uses it waits for the host, up to twenty times as long as for memory that was used a moment ago. How long before a move
+/// which other process ended should not decide what the move costs, so each one finds as much memory as it takes used a
+/// moment ago: by a QEMU that takes it the way a guest's QEMU does, and ends.
+fn have_memory_at_hand(mib: u32) -> Result<()> {
+    let memory = format!("memory-backend-ram,id=memory,size={mib}M,prealloc=on");
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args(["-machine", "none", "-nodefaults", "-display", "none"])
+        .args(["-object", &memory, "-monitor", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("starting qemu-system-x86_64")?;
+    let told = qemu
+        .stdin
+        .take()
+        .map_or(Ok(()), |mut monitor| monitor.write_all(b"quit\n"));
+    let ended = qemu.wait()?;
+    told?;
+    ensure!(
+        ended.success(),
+        "the QEMU that was to use {mib} MiB of memory ended with {ended}"
+    );
+    Ok(())
+}
 
 /// The machine that `workload` runs on.
 pub(crate) fn spec(workload: Workload) -> Result<Spec> {
@@ -131,6 +162,7 @@ impl<'lab> World<'lab> {
             // What is measured is how much a minute of work changes: there is no event to await.
             thread::sleep(Workload::AWAY);
         }
+        have_memory_at_hand(self.workload.memory_mib() + MEMORY_BESIDE_MIB)?;
         let ticks = Ticks::start(self.lab, Host::Client, &mut self.guest, TICK_INTERVAL)?;
         let watch = Watch::start(self.lab, self.mover.agents(self.at, self.other())?)?;
         let sent_before = self.sent_bytes()?;

@@ -2,6 +2,7 @@
 
 use super::batch::{Batch, Op};
 use crate::{limits::BATCH_BYTES, qemu::BlockId};
+use foldhash::fast::RandomState;
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -20,7 +21,7 @@ pub const RING_BATCHES: u64 = (RING_BYTES / BATCH_BYTES) as u64 - 1;
 pub(super) struct Ring {
     batches: VecDeque<Arc<Batch>>,
     bytes: usize,
-    index: HashMap<(BlockId, u64), At>,
+    index: HashMap<(BlockId, u64), At, RandomState>,
 }
 
 /// Where a page's content is: in the batch of that number, from that byte of its stream.

@@ -3,6 +3,7 @@
 //! A stream may name a block of many terabytes and one page at its end, so nothing here grows with a block's length.
 
 use crate::qemu::BlockId;
+use foldhash::fast::RandomState;
 use std::{collections::HashMap, ops::Range};
 
 /// Entries allocated together: one chunk stands for 2 MiB of 4 KiB pages.
@@ -11,7 +12,7 @@ const CHUNK: u64 = 512;
 /// Entries by block and index; an entry never written is `T::default()`.
 #[derive(Debug, Default)]
 pub(super) struct Sparse<T> {
-    chunks: HashMap<(BlockId, u64), Box<[T]>>,
+    chunks: HashMap<(BlockId, u64), Box<[T]>, RandomState>,
 }
 
 impl<T: Copy + Default> Sparse<T> {

@@ -6,7 +6,7 @@ use super::{Arrived, Ordered, Shared};
 use crate::coding::{Bill, Spent};
 use crate::connection::Sender;
 use crate::placement::Placement;
-use crate::placers::{BATCHES_MAX, Placed, Placers, Write};
+use crate::placers::{BATCHES_MAX, Placed, Placers};
 use crate::threads::lock;
 use crossbeam_channel::{Receiver as Inbox, Sender as Outbox, select};
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX};
-use vmferry_core::page::{Batch, Op, ReadError};
+use vmferry_core::page::{Op, ReadError};
 use vmferry_core::session::{Ack, Reorder};
 use vmferry_core::wire::frame::Kind;
 
@@ -33,7 +33,7 @@ pub(super) struct Writer {
     /// Stream bytes of those.
     waiting_bytes: u64,
     placers: Placers,
-    /// Batches whose pages are being written, in order, and then perhaps one whose pages some of those write as well.
+    /// Batches whose pages are being written, in order.
     under_way: VecDeque<UnderWay>,
     /// Buffers for the lanes to decode into.
     returned: Outbox<Vec<u8>>,
@@ -41,21 +41,14 @@ pub(super) struct Writer {
 
 /// An assembled batch.
 struct UnderWay {
-    batch: Arc<Batch>,
-    writes: Vec<Write>,
+    seq: u64,
+    stream_bytes: u64,
+    /// Parts of it that are still being written.
+    parts_left: usize,
     for_qemu: Vec<u8>,
     lane: usize,
     wire_bytes: u64,
     spent: Spent,
-    state: State,
-}
-
-#[derive(PartialEq)]
-enum State {
-    /// Batches before it write the same pages.
-    Held,
-    Placing,
-    Placed,
 }
 
 impl Writer {
@@ -114,24 +107,15 @@ impl Writer {
 
     fn placed(&mut self, placed: &Placed) {
         let mut under_way = self.under_way.iter_mut();
-        if let Some(under_way) = under_way.find(|under_way| under_way.batch.seq == placed.seq) {
-            under_way.state = State::Placed;
+        if let Some(under_way) = under_way.find(|under_way| under_way.seq == placed.seq) {
+            under_way.parts_left -= 1;
             under_way.spent.place += placed.processor;
-            self.placers.finish(&under_way.writes);
         }
     }
 
     /// Does all that can be done now.
     fn advance(&mut self) -> Result<(), String> {
         loop {
-            if let Some(last) = self.under_way.back_mut()
-                && last.state == State::Held
-            {
-                if !self.placers.are_free(&last.writes) {
-                    return self.finish_placed();
-                }
-                last.state = self.shared.place(&mut self.placers, &last.batch, &last.writes);
-            }
             self.finish_placed()?;
             if self.under_way.len() >= BATCHES_MAX {
                 return Ok(());
@@ -140,7 +124,7 @@ impl Writer {
                 return Ok(());
             };
             self.waiting_bytes -= arrived.whole.decoded.stream_bytes();
-            let under_way = self.shared.assemble(arrived)?;
+            let under_way = self.shared.assemble(arrived, &self.placers)?;
             self.under_way.push_back(under_way);
             while let Some(buffer) = lock(&self.shared.ordered).assembler.spent() {
                 // Full when the lanes have enough.
@@ -151,7 +135,7 @@ impl Writer {
 
     /// Gives QEMU what is left of the oldest batches as far as they are placed, and acknowledges them.
     fn finish_placed(&mut self) -> Result<(), String> {
-        while let Some(done) = self.under_way.pop_front_if(|oldest| oldest.state == State::Placed) {
+        while let Some(done) = self.under_way.pop_front_if(|oldest| oldest.parts_left == 0) {
             if !done.for_qemu.is_empty() {
                 let qemu = match &mut self.qemu {
                     Some(qemu) => qemu,
@@ -161,7 +145,7 @@ impl Writer {
                     .map_err(|error| format!("the target's QEMU stopped reading: {error}"))?;
             }
             let ack = &mut self.acks[done.lane];
-            ack.stream_bytes += done.batch.stream().len() as u64;
+            ack.stream_bytes += done.stream_bytes;
             ack.wire_bytes += done.wire_bytes;
             if let Some(bill) = &mut self.bill {
                 bill.add(done.spent, ack);
@@ -174,8 +158,8 @@ impl Writer {
 }
 
 impl Shared {
-    /// Assembles the next batch and finds out what is to be done with it.
-    fn assemble(&self, arrived: Arrived) -> Result<UnderWay, String> {
+    /// Assembles the next batch and has its pages written.
+    fn assemble(&self, arrived: Arrived, placers: &Placers) -> Result<UnderWay, String> {
         let Arrived { lane, whole } = arrived;
         let Whole {
             decoded,
@@ -213,23 +197,17 @@ impl Shared {
             Some(placement) => placement.plan(&batch),
             None => (Vec::new(), batch.stream().into()),
         };
-        let for_qemu = for_qemu.into_owned();
+        let parts_left = memory
+            .as_ref()
+            .map_or(0, |memory| placers.start(memory, &batch, writes));
         Ok(UnderWay {
-            state: if writes.is_empty() { State::Placed } else { State::Held },
-            batch,
-            writes,
-            for_qemu,
+            seq: batch.seq,
+            stream_bytes: batch.stream().len() as u64,
+            parts_left,
+            for_qemu: for_qemu.into_owned(),
             lane,
             wire_bytes,
             spent,
         })
-    }
-
-    /// Has a batch's pages written.
-    fn place(&self, placers: &mut Placers, batch: &Arc<Batch>, writes: &[Write]) -> State {
-        if let Some(memory) = &lock(&self.ordered).memory {
-            placers.start(memory.clone(), batch.clone(), writes.to_vec());
-        }
-        State::Placing
     }
 }
