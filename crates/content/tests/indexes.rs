@@ -4,7 +4,7 @@ mod files;
 
 use std::{
     fs::{self, File, FileTimes},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     time::Duration,
 };
 
@@ -99,6 +99,44 @@ fn a_damaged_index_is_told_once_and_built_anew() {
         .unwrap();
     assert_eq!(updated, index);
     assert_eq!(indexes.load("image").unwrap(), Some(index));
+}
+
+/// Little of a large disk is written: an index of it serves on, and only a digest, which is of all of it, does not.
+#[test]
+fn a_few_blocks_written_are_no_reason_to_read_a_large_file_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let file = File::create(&path).unwrap();
+    file.set_len(20_000 * BLOCK_BYTES as u64).unwrap();
+    let image = ImageFile::open(&path).unwrap();
+    let indexes = IndexFolder::open(folder.path().join("indexes"), 1 << 20).unwrap();
+    let was_scanned = |digest| {
+        let mut was_scanned = false;
+        let options = ScanOptions {
+            digest,
+            ..ScanOptions::default()
+        };
+        let updated = indexes.update("image", &image, &options, &Cancel::new(), |_| was_scanned = true);
+        updated.unwrap();
+        was_scanned
+    };
+    overwrite(&path, 0, 1);
+    for block in 1..10_000 {
+        file.write_all_at(&[2; BLOCK_BYTES], block * BLOCK_BYTES as u64)
+            .unwrap();
+    }
+    assert!(was_scanned(true));
+    overwrite(&path, 3, 3);
+    assert!(!was_scanned(false));
+    assert!(was_scanned(true));
+
+    // Of a part that held nothing before.
+    for block in 10_000..12_000 {
+        file.write_all_at(&[4; BLOCK_BYTES], block * BLOCK_BYTES as u64)
+            .unwrap();
+    }
+    overwrite(&path, 3, 4);
+    assert!(was_scanned(false));
 }
 
 #[test]

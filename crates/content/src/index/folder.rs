@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Cancel, Index, IndexError, ScanError, ScanOptions, file::file_bytes, scan};
+use super::{Cancel, Index, IndexError, ScanError, ScanOptions, file::file_bytes, scan, spot_check::is_current};
 use crate::{Blocks, Change, durable};
 
 const EXTENSION: &str = "index";
@@ -98,10 +98,9 @@ impl IndexFolder {
         }
     }
 
-    /// An index of `source`, which is `content`, as of now: the one that is kept if nothing was written since, and it has the
-    /// digest if one is asked for; else a new one, which is kept then. What is kept and cannot be used is replaced. It
-    /// blocks its thread; `progress` is told the number of blocks done. A device or export does not tell of writes, so it is scanned
-    /// each time: how often is the caller's to decide.
+    /// An index of `source`, which is `content`, as of now or nearly so, with the digest if one is asked for: the one that is
+    /// kept if it still serves ([what that costs](super)), else a new one, which is kept then. What is kept and cannot be used is
+    /// replaced. It blocks its thread; `progress` is told the number of blocks that a new one has so far.
     ///
     /// # Errors
     /// [`UpdateError`]; an index that was kept is so still.
@@ -124,7 +123,15 @@ impl IndexFolder {
         let mut earlier = None;
         if let Some(kept) = kept {
             let change = content.identity().map_err(ScanError::Read)?.since(&kept.identity);
-            if change == Change::Nothing && (kept.digest.is_some() || !options.digest) {
+            let serves = match change {
+                _ if options.digest && kept.digest.is_none() => false,
+                Change::Nothing => true,
+                // A digest is of all that is there.
+                Change::Content => !options.digest && is_current(content, &kept, options, cancel)?,
+                Change::Unknown => is_current(content, &kept, options, cancel)?,
+                Change::Another => false,
+            };
+            if serves {
                 return Ok(kept);
             }
             earlier = (change != Change::Another).then_some(kept);

@@ -3,14 +3,18 @@
 //! | module | what |
 //! |---|---|
 //! | [`scan`](mod@scan) | reads a source and hashes its blocks |
+//! | `spot_check` | whether an index is current, from a few blocks |
+//! | `reader` | reads for both, in the background |
 //! | [`file`](mod@file) | an index in a file |
 //! | [`folder`] | the indexes of a host, within a size, each brought up to date when it is asked for |
 //!
 //! # What bringing up to date costs
 //!
-//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`. Any other is read
-//! again as far as it is allocated, at the pace that the operator allows, and hashed; that is as long as the first time, and
-//! meanwhile the earlier index serves.
+//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`. Of any other, 1024
+//! blocks are read that nobody can foresee. If more than one in 32 of those that hold something changed, it is read again as
+//! far as it is allocated, at the pace that the operator allows, and hashed; that is as long as the first time, and
+//! meanwhile the earlier index serves. An image's digest says of every block what it holds, so an image that was written to is
+//! read again at once.
 //!
 //! QEMU could tell which blocks a guest wrote since the last scan, by a dirty bitmap that it exports over NBD. That was not
 //! taken: the bitmap has to be added to the running QEMU and is lost with it unless the image is qcow2; it knows nothing of
@@ -20,7 +24,9 @@
 
 pub mod file;
 pub mod folder;
+mod reader;
 pub mod scan;
+mod spot_check;
 
 pub use file::{IndexError, Unusable};
 pub use folder::{IndexFolder, UpdateError};

@@ -5,19 +5,17 @@ use std::{
     ops::Range,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::setpriority_process;
 use vmferry_core::page::content::block_hash;
 
-use super::Index;
+use super::{Index, reader::Reader};
 use crate::{BLOCK_BYTES, Blocks, Change, aligned::AlignedBuffer};
 
 /// Blocks read at once: 1 MiB.
 const PIECE_BLOCKS: u64 = 256;
-/// Pieces in a row that cannot be read before the source counts as lost.
-const FAILURES_MAX: u32 = 16;
 /// Of the least priority that a process can ask for. The kernel derives the priority of its reads from it.
 const NICE: i32 = 19;
 
@@ -59,7 +57,7 @@ impl Cancel {
     }
 
     /// Waits, but not when it is cancelled.
-    fn wait(&self, time: Duration) -> Result<(), ScanError> {
+    pub(super) fn wait(&self, time: Duration) -> Result<(), ScanError> {
         let (cancelled, told) = &*self.0;
         let cancelled = cancelled.lock().unwrap_or_else(PoisonError::into_inner);
         let (cancelled, _) = told
@@ -86,13 +84,10 @@ pub fn scan(
     let identity = content.identity()?;
     let blocks = content.blocks();
     let mut scan = Scan {
-        content,
+        reader: Reader::new(content, options, cancel),
         earlier: earlier.map_or(&[], |earlier| &earlier.hashes),
         options,
         cancel,
-        started: Instant::now(),
-        bytes_read: 0,
-        failures: 0,
         is_whole: true,
         digest: blake3::Hasher::new(),
         hashes: Vec::new(),
@@ -131,13 +126,10 @@ pub fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
 
 /// A scan under way. `hashes` has all blocks that are done.
 struct Scan<'a> {
-    content: &'a dyn Blocks,
+    reader: Reader<'a>,
     earlier: &'a [u64],
     options: &'a ScanOptions,
     cancel: &'a Cancel,
-    started: Instant,
-    bytes_read: u64,
-    failures: u32,
     /// Whether all blocks could be read.
     is_whole: bool,
     digest: blake3::Hasher,
@@ -160,33 +152,18 @@ impl Scan<'_> {
     }
 
     fn piece(&mut self, blocks: Range<u64>, buffer: &mut [u8]) -> Result<(), ScanError> {
-        self.cancel.wait(self.time_until_due())?;
         let count = (blocks.end - blocks.start) as usize;
         let piece = &mut buffer[..count * BLOCK_BYTES];
-        self.bytes_read += piece.len() as u64;
-        if let Err(error) = self.content.read(blocks.start, piece) {
-            self.failures += 1;
+        if !self.reader.read(blocks.start, piece)? {
             self.is_whole = false;
-            if self.failures == FAILURES_MAX {
-                return Err(error.into());
-            }
             let known = self.earlier.iter().skip(blocks.start as usize).copied();
             self.hashes.extend(known.chain(std::iter::repeat(0)).take(count));
             return Ok(());
         }
-        self.failures = 0;
         if self.options.digest {
             self.digest.update(piece);
         }
         self.hashes.extend(piece.chunks(BLOCK_BYTES).map(block_hash));
         Ok(())
-    }
-
-    /// How long to wait so that what was read so far stays within the pace.
-    fn time_until_due(&self) -> Duration {
-        self.options.bytes_per_second.map_or(Duration::ZERO, |pace| {
-            let due = Duration::from_secs_f64(self.bytes_read as f64 / pace.max(1) as f64);
-            due.saturating_sub(self.started.elapsed())
-        })
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use vmferry_content::index::in_background;
 use vmferry_content::{Cancel, Index, ScanOptions};
 
-use super::{KnownContent, REFRESH, Source, State, storage};
+use super::{KnownContent, Source, State, storage};
 use crate::agent::Agent;
 use crate::api::types::{EventKind, VmState};
 
@@ -76,6 +76,7 @@ impl KnownContent {
         for vm in running {
             wanted.extend(storage::of(&vm).await);
         }
+        let now = Instant::now();
         self.sources.send_if_modified(|sources| {
             let before = sources.clone();
             sources.retain(|source, _| wanted.contains(source));
@@ -85,13 +86,9 @@ impl KnownContent {
                     digest: None,
                     blocks: 0,
                     updated: None,
+                    took: Duration::ZERO,
                 });
-                let looked_at = match entry.state {
-                    State::Ready => entry.updated,
-                    State::Failed(_, at) => Some(at),
-                    State::Waiting | State::Indexing { .. } => continue,
-                };
-                if looked_at.is_none_or(|at| at.elapsed() >= REFRESH) {
+                if entry.is_due(now) {
                     entry.state = State::Waiting;
                 }
             }
@@ -121,6 +118,7 @@ impl KnownContent {
     /// Brings the index of a source up to date, unless it is of no use any more before that is done.
     async fn index(self: &Arc<Self>, name: String) {
         self.set(&name, |source| source.state = State::Indexing { blocks_done: 0 });
+        let began = Instant::now();
         let (tell, told) = oneshot::channel();
         let cancel = CancelOnDrop(Cancel::new());
         // A thread of its own, of low priority, and not one of the runtime's, for it may take hours.
@@ -147,6 +145,7 @@ impl KnownContent {
                 source.digest = index.digest;
                 source.blocks = index.hashes.len() as u64;
                 source.updated = Some(Instant::now());
+                source.took = began.elapsed();
             }),
             Err(why) => {
                 tracing::warn!(source = name, why, "no index");

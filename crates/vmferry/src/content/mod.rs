@@ -34,6 +34,8 @@ pub(crate) use indexer::keep;
 
 /// How long an index serves before its source is looked at again.
 const REFRESH: Duration = Duration::from_secs(30 * 60);
+/// And for how many times as long as it took to read that: one that is written without end takes an eighth of the time.
+const REST: u32 = 7;
 /// Memory that a block takes in a table.
 const TABLE_BYTES_PER_BLOCK: u64 = 9;
 
@@ -57,6 +59,8 @@ struct Source {
     digest: Option<[u8; 32]>,
     blocks: u64,
     updated: Option<Instant>,
+    /// What it took then.
+    took: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +69,20 @@ enum State {
     Indexing { blocks_done: u64 },
     Ready,
     Failed(String, Instant),
+}
+
+impl Source {
+    /// Whether it is to be looked at again.
+    fn is_due(&self, now: Instant) -> bool {
+        let has_passed = |since: Instant, time| now.saturating_duration_since(since) >= time;
+        match &self.state {
+            State::Ready => self
+                .updated
+                .is_none_or(|at| has_passed(at, REFRESH.max(self.took * REST))),
+            State::Failed(_, at) => has_passed(*at, REFRESH),
+            State::Waiting | State::Indexing { .. } => false,
+        }
+    }
 }
 
 /// Content that this host has an index of.
@@ -218,5 +236,30 @@ impl KnownContent {
             .subscribe()
             .wait_for(|sources| sources.values().all(is_settled))
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_long_to_read_is_read_less_often() {
+        let began = Instant::now();
+        let due = |state, took| {
+            let source = Source {
+                state,
+                digest: None,
+                blocks: 0,
+                updated: Some(began),
+                took,
+            };
+            let mut minutes = (0u64..).map(|minute| minute * 60);
+            minutes.find(|after| source.is_due(began + Duration::from_secs(*after)))
+        };
+        let hour = Duration::from_secs(3600);
+        assert_eq!(due(State::Ready, Duration::ZERO), Some(30 * 60));
+        assert_eq!(due(State::Ready, hour), Some(7 * 3600));
+        assert_eq!(due(State::Failed("it is lost".to_owned(), began), hour), Some(30 * 60));
     }
 }
