@@ -3,6 +3,7 @@
 use std::{
     io,
     ops::Range,
+    path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
@@ -11,7 +12,7 @@ use std::{
 use rustix::process::setpriority_process;
 use vmferry_core::page::content::block_hash;
 
-use super::{Index, reader::Reader};
+use super::{Index, IndexError, reader::Reader, writer::IndexWriter};
 use crate::{BLOCK_BYTES, Blocks, Change, aligned::AlignedBuffer};
 
 /// Blocks read at once: 1 MiB.
@@ -28,7 +29,7 @@ pub struct ScanOptions {
     pub digest: bool,
 }
 
-/// Why there is no index.
+/// Why there is no index, or none that is up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// It was cancelled.
@@ -37,6 +38,9 @@ pub enum ScanError {
     /// The source cannot be read.
     #[error("cannot read it to index it: {0}; see that this host reaches it, then try again")]
     Read(#[from] io::Error),
+    /// The index cannot be kept, or an earlier one not be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
 }
 
 /// Ends a scan from another thread. Clones belong to the same scan.
@@ -67,16 +71,18 @@ impl Cancel {
     }
 }
 
-/// Hashes all blocks of `content` on this thread. Where some cannot be read, it keeps what `earlier`, an index of the same
-/// source, has of them. `progress` is told the number of blocks that are done, after each piece.
+/// Hashes all blocks of `content` on this thread, into the file `path`, which has the index then, or what it had before. Where some
+/// cannot be read, it keeps what `earlier`, an index of the same source, has of them. `progress` is told the number of blocks that
+/// are done, after each piece.
 ///
-/// Blocks that are written meanwhile are found in one state or the other. It takes 8 bytes of memory for each block.
+/// Blocks that are written meanwhile are found in one state or the other.
 ///
 /// # Errors
 /// [`ScanError`].
 pub fn scan(
     content: &dyn Blocks,
     earlier: Option<&Index>,
+    path: &Path,
     options: &ScanOptions,
     cancel: &Cancel,
     mut progress: impl FnMut(u64),
@@ -85,19 +91,19 @@ pub fn scan(
     let blocks = content.blocks();
     let mut scan = Scan {
         reader: Reader::new(content, options, cancel),
-        earlier: earlier.map_or(&[], |earlier| &earlier.hashes),
+        earlier,
         options,
         cancel,
         is_whole: true,
         digest: blake3::Hasher::new(),
-        hashes: Vec::new(),
+        index: IndexWriter::create(path, identity)?,
     };
     let mut buffer = AlignedBuffer::new(PIECE_BLOCKS as usize * BLOCK_BYTES);
-    while let Some(data) = content.next_data(scan.hashes.len() as u64)? {
+    while let Some(data) = content.next_data(scan.index.blocks())? {
         scan.skip_to(data.start)?;
         for start in data.clone().step_by(PIECE_BLOCKS as usize) {
             scan.piece(start..data.end.min(start + PIECE_BLOCKS), buffer.bytes())?;
-            progress(scan.hashes.len() as u64);
+            progress(scan.index.blocks());
         }
     }
     scan.skip_to(blocks)?;
@@ -105,11 +111,7 @@ pub fn scan(
     let stayed = content.identity()?.since(&identity);
     let is_known = scan.is_whole && matches!(stayed, Change::Nothing | Change::Unknown);
     let digest = (options.digest && is_known).then(|| *scan.digest.finalize().as_bytes());
-    Ok(Index {
-        identity,
-        digest,
-        hashes: scan.hashes,
-    })
+    Ok(scan.index.finish(digest)?)
 }
 
 /// Runs `work` on a thread of its own and of the least priority.
@@ -124,24 +126,24 @@ pub fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     })
 }
 
-/// A scan under way. `hashes` has all blocks that are done.
+/// A scan under way. `index` has all blocks that are done.
 struct Scan<'a> {
     reader: Reader<'a>,
-    earlier: &'a [u64],
+    earlier: Option<&'a Index>,
     options: &'a ScanOptions,
     cancel: &'a Cancel,
     /// Whether all blocks could be read.
     is_whole: bool,
     digest: blake3::Hasher,
-    hashes: Vec<u64>,
+    index: IndexWriter,
 }
 
 impl Scan<'_> {
     /// Counts blocks up to `end` as zeros.
     fn skip_to(&mut self, end: u64) -> Result<(), ScanError> {
         static ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
-        let mut missing = end.saturating_sub(self.hashes.len() as u64);
-        self.hashes.resize(self.hashes.len() + missing as usize, 0);
+        let mut missing = end.saturating_sub(self.index.blocks());
+        self.index.add_zeros(end)?;
         while self.options.digest && missing > 0 {
             self.cancel.wait(Duration::ZERO)?;
             let count = missing.min(64);
@@ -154,16 +156,17 @@ impl Scan<'_> {
     fn piece(&mut self, blocks: Range<u64>, buffer: &mut [u8]) -> Result<(), ScanError> {
         let count = (blocks.end - blocks.start) as usize;
         let piece = &mut buffer[..count * BLOCK_BYTES];
-        if !self.reader.read(blocks.start, piece)? {
+        let hashes = if self.reader.read(blocks.start, piece)? {
+            if self.options.digest {
+                self.digest.update(piece);
+            }
+            piece.chunks(BLOCK_BYTES).map(block_hash).collect()
+        } else {
             self.is_whole = false;
-            let known = self.earlier.iter().skip(blocks.start as usize).copied();
-            self.hashes.extend(known.chain(std::iter::repeat(0)).take(count));
-            return Ok(());
-        }
-        if self.options.digest {
-            self.digest.update(piece);
-        }
-        self.hashes.extend(piece.chunks(BLOCK_BYTES).map(block_hash));
-        Ok(())
+            let mut known = self.earlier.map_or(Ok(Vec::new()), |earlier| earlier.hashes(blocks))?;
+            known.resize(count, 0);
+            known
+        };
+        Ok(self.index.add(&hashes)?)
     }
 }

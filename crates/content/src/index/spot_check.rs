@@ -37,7 +37,7 @@ pub(super) fn is_current(
             continue;
         }
         // Nothing is known of what it grew by.
-        let known = index.hashes.get(block as usize).copied().unwrap_or(0);
+        let known = index.hashes(block..block + 1)?.pop().unwrap_or(0);
         let found = block_hash(buffer.bytes());
         // Zeros are not looked for: a disk that is nearly empty changed a lot when a tenth of the rest did.
         held += u64::from(known != 0 || found != 0);

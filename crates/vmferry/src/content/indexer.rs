@@ -142,8 +142,8 @@ impl KnownContent {
         match updated {
             Ok(index) => self.set(&name, |source| {
                 source.state = State::Ready;
-                source.digest = index.digest;
-                source.blocks = index.hashes.len() as u64;
+                source.digest = index.header().digest;
+                source.blocks = index.header().blocks;
                 source.updated = Some(Instant::now());
                 source.took = began.elapsed();
             }),

@@ -9,12 +9,14 @@
 //! | [`name`] | what two hosts call the same content |
 //! | `storage` | what a VM reads |
 //! | `indexer` | keeps the indexes up to date |
+//! | `table` | what a migration looks up of them |
 //! | [`kept`] | memory that VMs left here |
 
 mod indexer;
 pub mod kept;
 pub mod name;
 mod storage;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,8 +38,6 @@ pub(crate) use indexer::keep;
 const REFRESH: Duration = Duration::from_secs(30 * 60);
 /// And for how many times as long as it took to read that: one that is written without end takes an eighth of the time.
 const REST: u32 = 7;
-/// Memory that a block takes in a table.
-const TABLE_BYTES_PER_BLOCK: u64 = 9;
 
 /// The known content of one host.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ pub struct KnownContent {
     indexes: IndexFolder,
     images: BTreeSet<String>,
     options: ScanOptions,
-    /// Blocks of all tables of a migration together.
-    table_blocks_max: usize,
+    /// Memory for all tables of a migration together, bytes.
+    tables_bytes_max: u64,
     kept: Option<KeptMemory>,
     sources: latest::Sender<BTreeMap<String, Source>>,
 }
@@ -92,15 +92,19 @@ pub struct Known {
     pub name: ContentName,
     source: String,
     content: Arc<KnownContent>,
-    blocks_max: usize,
+    /// Memory for its table, bytes.
+    bytes_max: u64,
 }
 
 impl Known {
     /// The table of its blocks; empty if the index is gone meanwhile or can't be used, and then a new one is made for the next
-    /// migration. It takes a while for large ones.
+    /// migration. It takes a while for large ones. When several are made one after the other, they take no more memory than
+    /// the operator allows.
     pub fn table(&self) -> Arc<BlockTable> {
-        match self.content.indexes.load(&self.source) {
-            Ok(Some(index)) => return Arc::new(BlockTable::new(&index.hashes, self.blocks_max)),
+        let index = self.content.indexes.load(&self.source);
+        let table = index.and_then(|index| index.map(|index| table::table(&index, self.bytes_max)).transpose());
+        match table {
+            Ok(Some(table)) => return Arc::new(table),
             Ok(None) => tracing::warn!(source = self.source, "an index is gone"),
             Err(error) => tracing::warn!(source = self.source, %error, "an index can't be used"),
         }
@@ -131,7 +135,7 @@ impl KnownContent {
                 bytes_per_second: Some(config.index_bandwidth.0),
                 digest: false,
             },
-            table_blocks_max: usize::try_from(config.index_memory.0 / TABLE_BYTES_PER_BLOCK).unwrap_or(usize::MAX),
+            tables_bytes_max: config.index_memory.0,
             kept,
             sources: latest::Sender::new(BTreeMap::new()),
         })
@@ -155,14 +159,15 @@ impl KnownContent {
                 Some((ContentName::image(&digest), source.clone()))
             });
         let all: Vec<(ContentName, String)> = disks.chain(images).collect();
-        let blocks_max = self.table_blocks_max / all.len().max(1);
-        let known = |(name, source)| Known {
+        let blocks: Vec<u64> = all.iter().map(|(_, source)| sources[source].blocks).collect();
+        let shares = table::shares(self.tables_bytes_max, &blocks);
+        let known = |((name, source), bytes_max)| Known {
             name,
             source,
             content: self.clone(),
-            blocks_max,
+            bytes_max,
         };
-        all.into_iter().map(known).collect()
+        all.into_iter().zip(shares).map(known).collect()
     }
 
     /// Opens what a source refers its VM's pages to. It may name what this host's copy of the VM reads itself, and images that
