@@ -73,13 +73,18 @@ impl KnownContent {
             .filter_map(|vm| vm.running.clone())
             .collect();
         let mut wanted: BTreeSet<String> = self.images.clone();
+        let mut all_told = true;
         for vm in running {
-            wanted.extend(storage::of(&vm).await);
+            match storage::of(&vm).await {
+                Some(storage) => wanted.extend(storage),
+                None => all_told = false,
+            }
         }
         let now = Instant::now();
         self.sources.send_if_modified(|sources| {
             let before = sources.clone();
-            sources.retain(|source, _| wanted.contains(source));
+            // What is known may be of a VM that did not tell: a scan of hours is not given up for that.
+            sources.retain(|source, _| wanted.contains(source) || !all_told);
             for source in wanted {
                 let entry = sources.entry(source).or_insert(Source {
                     state: State::Waiting,

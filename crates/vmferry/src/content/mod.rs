@@ -143,7 +143,7 @@ impl KnownContent {
 
     /// What pages of a VM that runs here may be referred to: what it reads, and images, as far as there are indexes.
     pub async fn of(self: &Arc<Self>, vm: &RunningVm) -> Vec<Known> {
-        let storage = storage::of(vm).await;
+        let storage = storage::of(vm).await.unwrap_or_default();
         let sources = self.sources.borrow();
         let usable = |source: &String| sources.get(source).filter(|known| known.updated.is_some());
         let disks = storage.iter().filter(|source| usable(source).is_some()).map(|source| {
@@ -173,18 +173,15 @@ impl KnownContent {
     /// Opens what a source refers its VM's pages to. It may name what this host's copy of the VM reads itself, and images that
     /// the operator named here; all else stays closed.
     pub async fn open_for(&self, vm: &RunningVm, names: &[ContentName]) -> Vec<Option<Arc<dyn Blocks>>> {
-        let storage = storage::of(vm).await;
-        let images: BTreeMap<String, String> = {
+        let storage = storage::of(vm).await.unwrap_or_default();
+        let images: BTreeMap<ContentName, String> = {
             let sources = self.sources.borrow();
-            let image = |source: &String| {
-                let digest = sources.get(source)?.digest?;
-                Some((ContentName::image(&digest).to_string(), source.clone()))
-            };
+            let image = |source: &String| Some((ContentName::image(&sources.get(source)?.digest?), source.clone()));
             self.images.iter().filter_map(image).collect()
         };
         let source = |name: &ContentName| match name {
             ContentName::Storage { source } => storage.get(source).cloned(),
-            ContentName::Image { .. } => images.get(&name.to_string()).cloned(),
+            ContentName::Image { .. } => images.get(name).cloned(),
             ContentName::Unknown => None,
         };
         let wanted: Vec<Option<String>> = names.iter().map(source).collect();

@@ -208,6 +208,13 @@ impl Host {
             .unwrap();
     }
 
+    /// Has the VM's QEMU do nothing any more, though it is there.
+    pub(crate) async fn stall_guest(&self, name: &str) {
+        let pid = self.vm(name).await.pid.unwrap();
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    }
+
     /// Waits until the VM is in that state.
     pub(crate) async fn vm_in_state(&self, name: &str, state: VmState) -> VmView {
         let mut events = self.client().lines("/v1/events").await.unwrap();

@@ -37,3 +37,15 @@ async fn neither_a_scan_nor_who_waits_for_it_holds_up_the_agents_end() {
     let told = waits.await.unwrap().unwrap();
     assert_eq!(told[0].state, IndexState::Indexing);
 }
+
+#[tokio::test]
+async fn a_qemu_that_hangs_keeps_no_other_disk_from_being_indexed() {
+    let host = Host::start_with(&[]).await;
+    for vm in ["a", "b"] {
+        let run = host.cli(&["run", &host.definition_with_disk(vm, 1)]).await;
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        host.index_in_state(vm, Some(IndexState::Ready)).await;
+        host.stall_guest(vm).await;
+    }
+    host.index_in_state("a", Some(IndexState::Ready)).await;
+}
