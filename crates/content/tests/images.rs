@@ -207,6 +207,19 @@ fn what_cannot_be_read_keeps_what_was_known() {
     assert_eq!(again.header().digest, None);
 }
 
+/// A hole of 64 GiB takes a while, too, and is not reported of.
+#[test]
+fn a_scan_that_was_cancelled_goes_over_no_hole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, index) = (folder.path().join("sparse"), folder.path().join("index"));
+    File::create(&path).unwrap().set_len(64 << 30).unwrap();
+    let (options, cancel) = (ScanOptions::default(), Cancel::new());
+    cancel.cancel();
+    let image = ImageFile::open(&path).unwrap();
+    let scanned = scan(&image, None, &index, &options, &cancel, |_| {});
+    assert!(matches!(scanned, Err(ScanError::Cancelled)));
+}
+
 #[test]
 fn a_scan_ends_when_it_is_cancelled() {
     let folder = tempfile::tempdir().unwrap();

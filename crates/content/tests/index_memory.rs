@@ -14,11 +14,11 @@ fn peak() -> u64 {
     line.trim().strip_suffix("kB").unwrap().trim().parse::<u64>().unwrap() << 10
 }
 
-/// 64 GiB, of whose index each copy in memory would take 128 MiB.
+/// 16 GiB, of whose index each copy in memory would take 32 MiB.
 #[test]
 fn an_index_is_never_in_memory_as_a_whole() {
-    const BLOCKS: u64 = 16 << 20;
-    const MEMORY_MAX: u64 = 16 << 20;
+    const BLOCKS: u64 = 4 << 20;
+    const MEMORY_MAX: u64 = 8 << 20;
     let folder = tempfile::tempdir().unwrap();
     let (path, index) = (folder.path().join("image"), folder.path().join("index"));
     let file = OpenOptions::new().create_new(true).write(true).open(&path).unwrap();

@@ -1,7 +1,7 @@
 //! The indexes of a host.
 
 use std::{
-    fs::{self, File, FileTimes},
+    fs::{File, FileTimes},
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -55,22 +55,10 @@ impl IndexFolder {
             Err(IndexError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => {
                 if matches!(error, IndexError::Unusable { .. }) {
-                    self.remove(source)?;
+                    durable::remove(&path).map_err(IndexError::io("remove", &path))?;
                 }
                 Err(error)
             }
-        }
-    }
-
-    /// Removes the index of `source`, if there is one.
-    ///
-    /// # Errors
-    /// [`IndexError::Io`].
-    pub fn remove(&self, source: &str) -> Result<(), IndexError> {
-        let path = self.path(source);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(IndexError::io("remove", &path)(error)),
-            _ => Ok(()),
         }
     }
 

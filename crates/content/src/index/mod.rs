@@ -8,16 +8,16 @@
 //! | [`file`](mod@file), `writer` | an index in a file, whole and while it is written |
 //! | [`folder`] | the indexes of a host, within a size, each brought up to date when it is asked for |
 //!
-//! An index of 1 TiB has 2 GiB, so none is ever in memory as a whole: hashes go to the file as blocks are read, and come from it as
-//! far as they are wanted.
+//! The index of 1 TiB has 2 GiB, so none is ever in memory as a whole: hashes go to the file as blocks are read, and come from
+//! it as far as they are wanted.
 //!
 //! # What bringing up to date costs
 //!
-//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`, and reading its index. Of any other, 1024
-//! blocks are read that nobody can foresee. If more than one in 32 of those that hold something changed, it is read again as
-//! far as it is allocated, at the pace that the operator allows, and hashed; that is as long as the first time, and
-//! meanwhile the earlier index serves. An image's digest says of every block what it holds, so an image that was written to is
-//! read again at once.
+//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`, and reading its
+//! index. Of any other of 64 MiB or more, 1024 blocks are read that nobody can foresee. If more than one in 32 of those that
+//! hold something changed, it is read again as far as it is allocated, at the pace that the operator allows, and hashed; that
+//! is as long as the first time, and meanwhile the earlier index serves. An image's digest says of every block what it holds,
+//! so an image that was written to is read again at once.
 //!
 //! QEMU could tell which blocks a guest wrote since the last scan, by a dirty bitmap that it exports over NBD. That was not
 //! taken: the bitmap has to be added to the running QEMU and is lost with it unless the image is qcow2; it knows nothing of

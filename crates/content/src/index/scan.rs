@@ -25,7 +25,7 @@ const NICE: i32 = 19;
 pub struct ScanOptions {
     /// Bytes to read in a second at most; `None` for as fast as it goes.
     pub bytes_per_second: Option<u64>,
-    /// Whether to compute [`Index::digest`].
+    /// Whether to compute [`IndexHeader::digest`](super::IndexHeader::digest).
     pub digest: bool,
 }
 
@@ -142,13 +142,13 @@ impl Scan<'_> {
     /// Counts blocks up to `end` as zeros.
     fn skip_to(&mut self, end: u64) -> Result<(), ScanError> {
         static ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
-        let mut missing = end.saturating_sub(self.index.blocks());
-        self.index.add_zeros(end)?;
-        while self.options.digest && missing > 0 {
+        while self.index.blocks() < end {
             self.cancel.wait(Duration::ZERO)?;
-            let count = missing.min(64);
-            self.digest.update(&ZEROS[..count as usize * BLOCK_BYTES]);
-            missing -= count;
+            let count = (end - self.index.blocks()).min(64) as usize;
+            if self.options.digest {
+                self.digest.update(&ZEROS[..count * BLOCK_BYTES]);
+            }
+            self.index.add(&[0; 64][..count])?;
         }
         Ok(())
     }

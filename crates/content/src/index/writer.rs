@@ -11,9 +11,6 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::{Index, IndexError, IndexHeader, file::HEADER_BYTES};
 use crate::{Identity, durable::Draft};
 
-/// Zeros written at once.
-static ZEROS: [u64; 1024] = [0; 1024];
-
 /// Writes an index as its source is read. Dropped before [`IndexWriter::finish`], it leaves nothing.
 pub(super) struct IndexWriter {
     draft: Draft,
@@ -59,18 +56,6 @@ impl IndexWriter {
         self.checksum.update(&bytes);
         self.header.blocks += hashes.len() as u64;
         self.write(&bytes)
-    }
-
-    /// Adds blocks of zeros until there are `end` blocks.
-    ///
-    /// # Errors
-    /// Those of [`IndexWriter::add`].
-    pub(super) fn add_zeros(&mut self, end: u64) -> Result<(), IndexError> {
-        while self.blocks() < end {
-            let count = (end - self.blocks()).min(ZEROS.len() as u64);
-            self.add(&ZEROS[..count as usize])?;
-        }
-        Ok(())
     }
 
     /// Makes it the index in its file, durably, in the place of what was there.
