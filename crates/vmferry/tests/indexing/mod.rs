@@ -1,6 +1,10 @@
 //! What an agent indexes in the background, and until when.
 
-use vmferry::api::types::{IndexState, IndexView};
+use std::fs;
+
+use serde_json::json;
+use vmferry::api::types::IndexState;
+use vmferry_qmp::Qmp;
 
 use crate::host::Host;
 
@@ -29,13 +33,16 @@ async fn neither_a_scan_nor_who_waits_for_it_holds_up_the_agents_end() {
     let run = host.cli(&["run", &host.definition_with_disk("a", 2)]).await;
     assert_eq!(run.code, 0, "{}", run.stderr);
     host.index_in_state("a", Some(IndexState::Indexing)).await;
-    let client = host.client();
-    let waits = tokio::spawn(async move { client.get::<Vec<IndexView>>("/v1/index?wait=true").await });
-    // Answered after that was asked, so that it is under way.
-    host.index_in_state("a", Some(IndexState::Indexing)).await;
+    // Who waits has the agent look first, which shows that it was heard: nothing else tells the agent of this disk.
+    let disk = host.state_dir().join("b.raw");
+    fs::write(&disk, [1; 4096]).unwrap();
+    let monitor = Qmp::connect(host.state_dir().join("vms/a/qmp-oob.sock")).await.unwrap();
+    let node = json!({ "driver": "file", "node-name": "plugged", "filename": disk });
+    monitor.execute("blockdev-add", node).await.unwrap();
+    let waits = host.spawn_cli(&["index", "--wait"]);
+    host.index_in_state("b", Some(IndexState::Waiting)).await;
     host.terminate_agent().await;
-    let told = waits.await.unwrap().unwrap();
-    assert_eq!(told[0].state, IndexState::Indexing);
+    waits.ended().await;
 }
 
 #[tokio::test]
