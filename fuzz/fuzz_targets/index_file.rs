@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vmferry_content::Index;
+use vmferry_content::IndexHeader;
 use xxhash_rust::xxh3::xxh3_64;
 
 fuzz_target!(|data: &[u8]| {
@@ -13,10 +13,11 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut bytes = bytes.to_vec();
     if way % 2 == 0 {
-        let checksum = xxh3_64(&bytes).to_le_bytes();
-        bytes.extend(checksum);
+        let (header, hashes) = bytes.split_at(bytes.len().min(120));
+        let checksum = xxh3_64(&[hashes, header].concat());
+        bytes.extend(checksum.to_le_bytes());
     }
-    if let Ok(index) = Index::read_from(&mut &bytes[..], bytes.len() as u64) {
-        assert_eq!(120 + 8 * index.hashes.len() + 8, bytes.len());
+    if let Ok(header) = IndexHeader::read(&mut &bytes[..], bytes.len() as u64) {
+        assert_eq!(120 + 8 * header.blocks + 8, bytes.len() as u64);
     }
 });

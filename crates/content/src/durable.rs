@@ -129,12 +129,39 @@ pub(crate) fn remove_oldest(mut files: Vec<StoredFile>, bytes_max: u64) -> io::R
         if bytes <= bytes_max {
             break;
         }
-        fs::remove_file(&file.path)?;
+        remove(&file.path)?;
         bytes -= file.bytes;
     }
     Ok(bytes)
 }
 
+/// Removes a file, unless it is gone already.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
 fn is_draft(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == DRAFT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Others remove files meanwhile: the memory of a VM that runs here now, an index that is damaged.
+    #[test]
+    fn what_is_gone_already_makes_room_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["a", "b", "c"].map(|name| folder.path().join(name));
+        for path in &paths {
+            fs::write(path, [1; 100]).unwrap();
+        }
+        let files = files(folder.path()).unwrap();
+        fs::remove_file(&paths[0]).unwrap();
+        assert_eq!(remove_oldest(files, 0).unwrap(), 0);
+        assert!(paths.iter().all(|path| !path.exists()));
+    }
 }

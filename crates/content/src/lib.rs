@@ -33,5 +33,5 @@ pub use blocks::{BLOCK_BYTES, Blocks};
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointFolder, CheckpointWriter, HostKey, KeyError};
 pub use identity::{Change, Identity};
 pub use image::ImageFile;
-pub use index::{Cancel, Index, IndexError, IndexFolder, ScanError, ScanOptions, UpdateError};
+pub use index::{Cancel, Index, IndexError, IndexFolder, IndexHeader, ScanError, ScanOptions};
 pub use nbd::{NbdExport, NbdServer, NbdUri};

@@ -3,14 +3,14 @@
 mod files;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     os::unix::fs::FileExt,
     path::Path,
     sync::{Arc, mpsc},
     thread,
 };
 
-use files::{image, overwrite};
+use files::{hashes, image, overwrite};
 use tempfile::TempDir;
 use vmferry_content::{
     BLOCK_BYTES, Blocks, Cancel, Change, ImageFile, Index, ScanError, ScanOptions,
@@ -18,12 +18,12 @@ use vmferry_content::{
 };
 use vmferry_core::page::content::block_hash;
 
-fn scan_all(content: &dyn Blocks, digest: bool) -> Index {
+fn scan_all(content: &dyn Blocks, index: &Path, digest: bool) -> Index {
     let options = ScanOptions {
         digest,
         ..ScanOptions::default()
     };
-    scan(content, None, &options, &Cancel::new(), |_| {}).unwrap()
+    scan(content, None, index, &options, &Cancel::new(), |_| {}).unwrap()
 }
 
 /// A file system on a disk or what serves as one here, and one in memory.
@@ -110,18 +110,20 @@ fn only_allocated_blocks_are_read_and_the_digest_is_of_all() {
             digest: true,
             ..ScanOptions::default()
         };
-        let index = scan(&sparse, None, &options, &Cancel::new(), |done| steps.push(done)).unwrap();
+        let path = folder.path().join("index");
+        let index = scan(&sparse, None, &path, &options, &Cancel::new(), |done| steps.push(done)).unwrap();
+        let hashes = hashes(&index);
         assert_eq!(steps, [16387, 1 << 15]);
-        assert_eq!(index.hashes.len(), 1 << 15);
-        let found: Vec<usize> = (0..1 << 15).filter(|&block| index.hashes[block] != 0).collect();
+        assert_eq!(hashes.len(), 1 << 15);
+        let found: Vec<usize> = (0..1 << 15).filter(|&block| hashes[block] != 0).collect();
         assert_eq!(found, [16384, 16385, 16386]);
-        assert_eq!(index.hashes[16385], block_hash(&[7; BLOCK_BYTES]));
+        assert_eq!(hashes[16385], block_hash(&[7; BLOCK_BYTES]));
 
         let mut all = blake3::Hasher::new();
         all.update(&vec![0; 64 << 20]).update(&[7; 3 * BLOCK_BYTES]);
         let rest = (1 << 27) - (64 << 20) - 3 * BLOCK_BYTES;
         all.update(&vec![0; rest]);
-        assert_eq!(index.digest, Some(*all.finalize().as_bytes()));
+        assert_eq!(index.header().digest, Some(*all.finalize().as_bytes()));
     }
 }
 
@@ -139,11 +141,10 @@ fn an_image_rewritten_under_its_index_is_noticed_where_it_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = image(&folder.path().join("image"), 10);
     let image = ImageFile::open(&path).unwrap();
-    let index = scan_all(&image, true);
+    let index = scan_all(&image, &folder.path().join("index"), true);
     let mut known = blake3::Hasher::new_keyed(&[5; 32]);
     let session_fingerprint = *known.update(&[4; BLOCK_BYTES]).finalize().as_bytes();
-    let place = index
-        .hashes
+    let place = hashes(&index)
         .iter()
         .position(|&hash| hash == block_hash(&[4; BLOCK_BYTES]));
     assert_eq!(place, Some(3));
@@ -166,16 +167,20 @@ fn an_image_written_during_its_scan_has_no_digest() {
         ..ScanOptions::default()
     };
     let image = ImageFile::open(&path).unwrap();
-    let index = scan(&image, None, &options, &Cancel::new(), |done| {
+    let index = folder.path().join("index");
+    let index = scan(&image, None, &index, &options, &Cancel::new(), |done| {
         if done < 1000 {
             overwrite(&path, done, 9);
         }
     })
     .unwrap();
-    assert_eq!(index.digest, None);
-    assert_eq!(index.hashes[256], block_hash(&[9; BLOCK_BYTES]));
+    assert_eq!(index.header().digest, None);
+    assert_eq!(hashes(&index)[256], block_hash(&[9; BLOCK_BYTES]));
     // What is saved is as of before, so the next update reads it again.
-    assert_eq!(image.identity().unwrap().since(&index.identity), Change::Content);
+    assert_eq!(
+        image.identity().unwrap().since(&index.header().identity),
+        Change::Content
+    );
 }
 
 /// An image that is cut short behind the reader's back fails there, and what was known of it is kept.
@@ -184,20 +189,35 @@ fn what_cannot_be_read_keeps_what_was_known() {
     let folder = tempfile::tempdir().unwrap();
     let path = image(&folder.path().join("image"), 1000);
     let image = ImageFile::open(&path).unwrap();
-    let earlier = scan_all(&image, false);
+    // In whose place the next one is put.
+    let index = folder.path().join("index");
+    let earlier = scan_all(&image, &index, false);
     let options = ScanOptions {
         digest: true,
         ..ScanOptions::default()
     };
-    let again = scan(&image, Some(&earlier), &options, &Cancel::new(), |done| {
+    let again = scan(&image, Some(&earlier), &index, &options, &Cancel::new(), |done| {
         if done == 256 {
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.set_len(300 * BLOCK_BYTES as u64).unwrap();
         }
     })
     .unwrap();
-    assert_eq!(again.hashes, earlier.hashes);
-    assert_eq!(again.digest, None);
+    assert_eq!(hashes(&again), hashes(&earlier));
+    assert_eq!(again.header().digest, None);
+}
+
+/// A hole of 64 GiB takes a while, too, and is not reported of.
+#[test]
+fn a_scan_that_was_cancelled_goes_over_no_hole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, index) = (folder.path().join("sparse"), folder.path().join("index"));
+    File::create(&path).unwrap().set_len(64 << 30).unwrap();
+    let (options, cancel) = (ScanOptions::default(), Cancel::new());
+    cancel.cancel();
+    let image = ImageFile::open(&path).unwrap();
+    let scanned = scan(&image, None, &index, &options, &cancel, |_| {});
+    assert!(matches!(scanned, Err(ScanError::Cancelled)));
 }
 
 #[test]
@@ -206,15 +226,16 @@ fn a_scan_ends_when_it_is_cancelled() {
     let image = ImageFile::open(&image(&folder.path().join("image"), 1000)).unwrap();
     let cancel = Cancel::new();
     let (tell, told) = mpsc::channel();
+    let index = folder.path().join("index");
     // A pace at which the second piece would come after some days.
     let options = ScanOptions {
         bytes_per_second: Some(1),
         ..ScanOptions::default()
     };
     let scan = in_background({
-        let cancel = cancel.clone();
+        let (cancel, index) = (cancel.clone(), index.clone());
         move || {
-            scan(&image, None, &options, &cancel, |done| {
+            scan(&image, None, &index, &options, &cancel, |done| {
                 let _ = tell.send(done);
             })
         }
@@ -223,4 +244,8 @@ fn a_scan_ends_when_it_is_cancelled() {
     assert_eq!(told.recv(), Ok(256));
     cancel.cancel();
     assert!(matches!(scan.join().unwrap(), Err(ScanError::Cancelled)));
+    assert!(
+        fs::read_dir(folder.path()).unwrap().count() == 1,
+        "it leaves what it had"
+    );
 }

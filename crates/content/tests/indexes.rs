@@ -4,19 +4,20 @@ mod files;
 
 use std::{
     fs::{self, File, FileTimes},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileExt, PermissionsExt},
     time::Duration,
 };
 
-use files::{image, overwrite};
+use files::{hashes, image, overwrite};
 use vmferry_content::{
-    BLOCK_BYTES, Blocks, Cancel, Change, ImageFile, Index, IndexError, IndexFolder, ScanOptions, UpdateError,
-    index::{Unusable, scan},
+    BLOCK_BYTES, Blocks, Cancel, Change, ImageFile, Index, IndexError, IndexFolder, ScanError, ScanOptions,
+    index::Unusable,
 };
 use vmferry_core::page::content::block_hash;
 
-fn scan_all(content: &dyn Blocks) -> Index {
-    scan(content, None, &ScanOptions::default(), &Cancel::new(), |_| {}).unwrap()
+fn update(indexes: &IndexFolder, source: &str, content: &dyn Blocks) -> Index {
+    let (options, cancel) = (ScanOptions::default(), Cancel::new());
+    indexes.update(source, content, &options, &cancel, |_| {}).unwrap()
 }
 
 #[test]
@@ -36,7 +37,7 @@ fn an_index_is_kept_until_its_image_is_written() {
         let index = indexes
             .update("image", &image, &options, &Cancel::new(), |_| was_read = true)
             .unwrap();
-        (index, was_read)
+        ((index.header().clone(), hashes(&index)), was_read)
     };
     let (first, was_read) = update(false);
     assert!(was_read);
@@ -47,21 +48,21 @@ fn an_index_is_kept_until_its_image_is_written() {
     assert_eq!(update(false), (first.clone(), false));
 
     let (with_digest, was_read) = update(true);
-    assert!(was_read && with_digest.digest.is_some() && first.digest.is_none());
+    assert!(was_read && with_digest.0.digest.is_some() && first.0.digest.is_none());
     assert_eq!(update(false), (with_digest, false));
 
     overwrite(&path, 3, 77);
     let (changed, was_read) = update(false);
     assert!(was_read);
-    assert_eq!(changed.hashes[3], block_hash(&[77; BLOCK_BYTES]));
-    assert_eq!(changed.identity.since(&first.identity), Change::Content);
+    assert_eq!(changed.1[3], block_hash(&[77; BLOCK_BYTES]));
+    assert_eq!(changed.0.identity.since(&first.0.identity), Change::Content);
 
     // Another file by this name.
     fs::remove_file(&path).unwrap();
     image(&path, 20);
     let (another, was_read) = update(false);
     assert!(was_read);
-    assert_eq!(another.hashes.len(), 20);
+    assert_eq!(another.0.blocks, 20);
 }
 
 #[test]
@@ -69,8 +70,8 @@ fn a_damaged_index_is_told_once_and_built_anew() {
     let folder = tempfile::tempdir().unwrap();
     let image = ImageFile::open(&image(&folder.path().join("image"), 10)).unwrap();
     let indexes = IndexFolder::open(folder.path().join("indexes"), 1 << 20).unwrap();
-    let index = scan_all(&image);
-    indexes.save("image", &index).unwrap();
+    let said = |index: Index| (index.header().clone(), hashes(&index));
+    let first = said(update(&indexes, "image", &image));
     let file = fs::read_dir(folder.path().join("indexes"))
         .unwrap()
         .next()
@@ -90,29 +91,57 @@ fn a_damaged_index_is_told_once_and_built_anew() {
             ..
         })
     ));
-    assert_eq!(indexes.load("image").unwrap(), None);
+    assert!(indexes.load("image").unwrap().is_none());
 
-    indexes.save("image", &index).unwrap();
+    update(&indexes, "image", &image);
     damage();
-    let updated = indexes
-        .update("image", &image, &ScanOptions::default(), &Cancel::new(), |_| {})
-        .unwrap();
-    assert_eq!(updated, index);
-    assert_eq!(indexes.load("image").unwrap(), Some(index));
+    assert_eq!(said(update(&indexes, "image", &image)), first);
+    assert_eq!(said(indexes.load("image").unwrap().unwrap()), first);
+}
+
+/// Little of a large disk is written: an index of it serves on, and only a digest, which is of all of it, does not.
+#[test]
+fn a_few_blocks_written_are_no_reason_to_read_a_large_file_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let file = File::create(&path).unwrap();
+    file.set_len(20_000 * BLOCK_BYTES as u64).unwrap();
+    let image = ImageFile::open(&path).unwrap();
+    let indexes = IndexFolder::open(folder.path().join("indexes"), 1 << 20).unwrap();
+    let was_scanned = |digest| {
+        let mut was_scanned = false;
+        let options = ScanOptions {
+            digest,
+            ..ScanOptions::default()
+        };
+        let updated = indexes.update("image", &image, &options, &Cancel::new(), |_| was_scanned = true);
+        updated.unwrap();
+        was_scanned
+    };
+    overwrite(&path, 0, 1);
+    for block in 1..10_000 {
+        file.write_all_at(&[2; BLOCK_BYTES], block * BLOCK_BYTES as u64)
+            .unwrap();
+    }
+    assert!(was_scanned(true));
+    overwrite(&path, 3, 3);
+    assert!(!was_scanned(false));
+    assert!(was_scanned(true));
+
+    // Of a part that held nothing before.
+    for block in 10_000..12_000 {
+        file.write_all_at(&[4; BLOCK_BYTES], block * BLOCK_BYTES as u64)
+            .unwrap();
+    }
+    overwrite(&path, 3, 4);
+    assert!(was_scanned(false));
 }
 
 #[test]
 fn the_index_unused_for_longest_makes_room() {
     let folder = tempfile::tempdir().unwrap();
     let image = ImageFile::open(&image(&folder.path().join("image"), 10)).unwrap();
-    let index = scan_all(&image);
-    let each = fs::metadata({
-        let path = folder.path().join("alone");
-        index.save(&path).unwrap();
-        path
-    })
-    .unwrap()
-    .len();
+    let each = 120 + 10 * 8 + 8;
     let open = |bytes_max| IndexFolder::open(folder.path().join("indexes"), bytes_max).unwrap();
     let indexes = open(2 * each);
     let age = |days: u64| {
@@ -122,21 +151,20 @@ fn the_index_unused_for_longest_makes_room() {
             file.set_times(FileTimes::new().set_modified(earlier)).unwrap();
         }
     };
-    indexes.save("a", &index).unwrap();
+    update(&indexes, "a", &image);
     age(1);
-    indexes.save("b", &index).unwrap();
+    update(&indexes, "b", &image);
     age(1);
     assert!(indexes.load("a").unwrap().is_some());
     age(1);
-    indexes.save("b", &index).unwrap();
-    indexes.save("c", &index).unwrap();
+    update(&indexes, "b", &image);
+    update(&indexes, "c", &image);
     let held = ["a", "b", "c"].map(|source| indexes.load(source).unwrap().is_some());
     assert_eq!(held, [false, true, true]);
 
     let too_small = open(each - 1);
-    assert!(matches!(too_small.save("d", &index), Err(IndexError::TooLarge { .. })));
     let updated = too_small.update("d", &image, &ScanOptions::default(), &Cancel::new(), |_| {
         panic!("it was scanned in vain");
     });
-    assert!(matches!(updated, Err(UpdateError::Index(IndexError::TooLarge { .. }))));
+    assert!(matches!(updated, Err(ScanError::Index(IndexError::TooLarge { .. }))));
 }

@@ -1,14 +1,18 @@
 //! Exports of a real `qemu-nbd`.
 
 use std::{
-    fs,
+    fs::{self, OpenOptions},
+    ops::Range,
+    os::unix::fs::FileExt,
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
     thread,
 };
 
-use vmferry_content::{BLOCK_BYTES, Blocks, Cancel, Change, Identity, NbdExport, NbdUri, ScanOptions, index::scan};
+use vmferry_content::{
+    BLOCK_BYTES, Blocks, Cancel, Change, Identity, IndexFolder, NbdExport, NbdUri, ScanOptions, index::scan,
+};
 use vmferry_core::page::content::block_hash;
 
 const BLOCKS: u64 = 1000;
@@ -82,12 +86,16 @@ fn an_export_is_read_scanned_and_connected_to_again() {
         digest: true,
         ..ScanOptions::default()
     };
-    let index = scan(&*export, None, &options, &Cancel::new(), |_| {}).unwrap();
+    let path = folder.path().join("index");
+    let index = scan(&*export, None, &path, &options, &Cancel::new(), |_| {}).unwrap();
     let hashes: Vec<u64> = (0..BLOCKS).map(|number| block_hash(&content(number))).collect();
-    assert_eq!(index.hashes, hashes);
-    assert_eq!(index.digest, Some(*blake3::hash(&bytes).as_bytes()));
+    assert_eq!(index.hashes(0..BLOCKS).unwrap(), hashes);
+    assert_eq!(index.header().digest, Some(*blake3::hash(&bytes).as_bytes()));
     // An export does not tell of writes.
-    assert_eq!(export.identity().unwrap().since(&index.identity), Change::Unknown);
+    assert_eq!(
+        export.identity().unwrap().since(&index.header().identity),
+        Change::Unknown
+    );
 
     // The server goes and comes back: reads fail while there is none, and go on when there is.
     drop(server);
@@ -119,4 +127,43 @@ fn an_export_is_read_scanned_and_connected_to_again() {
         bytes: bytes.len() as u64 / 2,
     };
     assert_eq!(server.open(&uri).identity().unwrap(), half);
+}
+
+/// An export does not tell whether it was written to: a few blocks of it do.
+#[test]
+fn an_export_is_scanned_again_when_much_of_it_changed() {
+    const BLOCKS: u64 = 20_000;
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    fs::write(&image, (0..BLOCKS).flat_map(content).collect::<Vec<u8>>()).unwrap();
+    let socket = folder.path().join("socket");
+    let uri: NbdUri = format!("nbd+unix:///disk?socket={}", socket.display()).parse().unwrap();
+    let mut server = Server::start(&image, &socket);
+    let export = server.open(&uri);
+    let indexes = IndexFolder::open(folder.path().join("indexes"), 1 << 20).unwrap();
+    let update = || {
+        let mut was_scanned = false;
+        let (options, cancel) = (ScanOptions::default(), Cancel::new());
+        let index = indexes.update("export", &export, &options, &cancel, |_| was_scanned = true);
+        (index.unwrap().hashes(0..BLOCKS).unwrap(), was_scanned)
+    };
+    let file = OpenOptions::new().write(true).open(&image).unwrap();
+    let overwrite = |blocks: Range<u64>| {
+        let bytes = vec![0xff; (blocks.end - blocks.start) as usize * BLOCK_BYTES];
+        file.write_all_at(&bytes, blocks.start * BLOCK_BYTES as u64).unwrap();
+    };
+
+    let (first, was_scanned) = update();
+    assert!(was_scanned);
+    assert_eq!(update(), (first.clone(), false));
+
+    // Fewer than could make a difference if every one of them was looked at.
+    overwrite(0..32);
+    assert_eq!(update(), (first, false));
+
+    overwrite(0..BLOCKS / 4);
+    let (second, was_scanned) = update();
+    assert!(was_scanned);
+    assert_eq!(second[0], block_hash(&[0xff; BLOCK_BYTES]));
+    assert_eq!(update(), (second, false));
 }

@@ -1,6 +1,7 @@
 //! The agent as its users meet it: a real process, its command line and API, and a real QEMU.
 
 mod host;
+mod indexing;
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
 

@@ -1,7 +1,7 @@
 //! The checkpoints of a host, one for each VM.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -73,10 +73,7 @@ impl CheckpointFolder {
     /// [`CheckpointError::Io`].
     pub fn remove(&self, vm: &str) -> Result<(), CheckpointError> {
         let path = self.path(vm);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CheckpointError::io("remove", &path)(error)),
-            _ => Ok(()),
-        }
+        durable::remove(&path).map_err(CheckpointError::io("remove", &path))
     }
 
     fn path(&self, vm: &str) -> PathBuf {

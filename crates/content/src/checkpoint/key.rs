@@ -5,9 +5,9 @@
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +16,8 @@ use aws_lc_rs::{
     error::Unspecified,
     rand,
 };
+
+use crate::durable::Draft;
 
 /// Bytes of a key, and of a file's salt.
 pub const KEY_BYTES: usize = 32;
@@ -112,22 +114,14 @@ impl HostKey {
 
     /// Of two that make it at once, one wins, and both use that one's.
     fn make(path: &Path) -> io::Result<()> {
-        let draft = path.with_extension(format!("{}.new", std::process::id()));
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&draft)
-            .and_then(|mut file| {
-                file.write_all(&random()?)?;
-                file.sync_all()
-            })
-            .and_then(|()| match fs::hard_link(&draft, path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-                _ => Ok(()),
-            });
-        let _ = fs::remove_file(&draft);
-        written
+        let draft = Draft::create(path)?;
+        let mut file = draft.file();
+        file.write_all(&random()?)?;
+        file.sync_all()?;
+        match fs::hard_link(draft.path(), path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// What the header of the file with this salt is authenticated with.

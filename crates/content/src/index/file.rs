@@ -2,23 +2,25 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, BufWriter, Read, Write},
+    io::{self, Read},
+    ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::Index;
-use crate::{Identity, durable::Draft, identity::IDENTITY_BYTES};
+use crate::Identity;
 
 const MAGIC: [u8; 8] = *b"vmfindex";
 /// One more for each change of the layout or of the hash.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FLAG_DIGEST: u32 = 1;
-const HEADER_BYTES: usize = 120;
-const CHECKSUM_BYTES: u64 = 8;
-/// Hashes read or written at once.
-const PIECE_HASHES: u64 = 8192;
+pub(super) const HEADER_BYTES: usize = 120;
+const HASH_BYTES: usize = 8;
+const CHECKSUM_BYTES: usize = 8;
+/// Bytes read at once.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Why an index is not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -86,143 +88,153 @@ impl IndexError {
     }
 }
 
+/// A weak hash of each block of a source, as it was found at some time. The hashes stay in the file.
+#[derive(Debug)]
+pub struct Index {
+    header: IndexHeader,
+    file: File,
+    path: PathBuf,
+}
+
 impl Index {
-    /// Writes it so that the file `path` is this index afterwards, or what it was before.
-    ///
-    /// # Errors
-    /// [`IndexError::Io`].
-    pub fn save(&self, path: &Path) -> Result<(), IndexError> {
-        let draft = Draft::create(path).map_err(IndexError::io("create", path))?;
-        let mut writer = BufWriter::new(draft.file());
-        self.write(&mut writer)
-            .and_then(|()| writer.flush())
-            .map_err(IndexError::io("write", path))?;
-        drop(writer);
-        draft.publish(path).map_err(IndexError::io("write", path))
-    }
-
-    fn write(&self, writer: &mut impl Write) -> io::Result<()> {
-        let header = Header {
-            flags: if self.digest.is_some() { FLAG_DIGEST } else { 0 },
-            identity: self.identity.encode(),
-            blocks: self.hashes.len() as u64,
-            digest: self.digest.unwrap_or_default(),
-        }
-        .encode();
-        let mut checksum = Xxh3Default::new();
-        checksum.update(&header);
-        writer.write_all(&header)?;
-        for hashes in self.hashes.chunks(PIECE_HASHES as usize) {
-            let piece: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
-            checksum.update(&piece);
-            writer.write_all(&piece)?;
-        }
-        writer.write_all(&checksum.digest().to_le_bytes())
-    }
-
-    /// Reads the index in the file `path`. Whether it is of the source that is there now, its identity tells.
+    /// Opens the index in the file `path`, and reads all of it to see that it is whole. Whether it is of the source that is
+    /// there now, its identity tells.
     ///
     /// # Errors
     /// [`IndexError`].
-    pub fn load(path: &Path) -> Result<Self, IndexError> {
+    pub fn open(path: &Path) -> Result<Self, IndexError> {
         let file = File::open(path).map_err(IndexError::io("open", path))?;
         let bytes = file.metadata().map_err(IndexError::io("look at", path))?.len();
-        Self::read_from(&mut BufReader::new(file), bytes).map_err(|reason| IndexError::Unusable {
+        let header = IndexHeader::read(&mut &file, bytes).map_err(|reason| IndexError::Unusable {
             path: path.to_owned(),
             reason,
-        })
+        })?;
+        Ok(Self::new(header, file, path.to_owned()))
     }
 
-    /// Reads an index of `bytes` bytes in all, and never takes more memory than that.
+    pub(super) fn new(header: IndexHeader, file: File, path: PathBuf) -> Self {
+        Self { header, file, path }
+    }
+
+    /// What it says of its source.
+    pub fn header(&self) -> &IndexHeader {
+        &self.header
+    }
+
+    /// [`block_hash`](vmferry_core::page::content::block_hash) of these blocks, as far as there are so many: 0 for one that is
+    /// all zero, a hole, or could not be read.
     ///
     /// # Errors
-    /// [`Unusable`].
-    pub fn read_from(reader: &mut impl Read, bytes: u64) -> Result<Self, Unusable> {
-        let mut magic = [0; 8];
-        if bytes < MAGIC.len() as u64 {
-            return Err(Unusable::NotAnIndex);
-        }
-        reader.read_exact(&mut magic)?;
-        if magic != MAGIC {
-            return Err(Unusable::NotAnIndex);
-        }
-        let least = file_bytes(0);
-        if bytes < least {
-            return Err(Unusable::OtherLength {
-                expected: least,
-                found: bytes,
-            });
-        }
-        let mut rest = [0; HEADER_BYTES - MAGIC.len()];
-        reader.read_exact(&mut rest)?;
-        let mut checksum = Xxh3Default::new();
-        checksum.update(&magic);
-        checksum.update(&rest);
-        let header = Header::decode(&rest)?;
-        let expected = file_bytes(header.blocks);
-        // No file has as many bytes as where the sum ends.
-        if bytes != expected || expected == u64::MAX {
-            return Err(Unusable::OtherLength { expected, found: bytes });
-        }
-        let mut hashes = Vec::with_capacity(header.blocks as usize);
-        while (hashes.len() as u64) < header.blocks {
-            let count = PIECE_HASHES.min(header.blocks - hashes.len() as u64);
-            let mut piece = vec![0; 8 * count as usize];
-            reader.read_exact(&mut piece)?;
-            checksum.update(&piece);
-            hashes.extend(piece.as_chunks().0.iter().map(|hash| u64::from_le_bytes(*hash)));
-        }
-        let mut written = [0; CHECKSUM_BYTES as usize];
-        reader.read_exact(&mut written)?;
-        if checksum.digest() != u64::from_le_bytes(written) {
-            return Err(Unusable::Damaged);
-        }
-        Ok(Self {
-            identity: Identity::decode(&header.identity).ok_or(Unusable::Damaged)?,
-            digest: (header.flags & FLAG_DIGEST != 0).then_some(header.digest),
-            hashes,
-        })
+    /// [`IndexError::Io`].
+    pub fn hashes(&self, blocks: Range<u64>) -> Result<Vec<u64>, IndexError> {
+        let start = blocks.start.min(self.header.blocks);
+        let count = blocks.end.min(self.header.blocks).saturating_sub(start);
+        let mut bytes = vec![0; HASH_BYTES * count as usize];
+        self.file
+            .read_exact_at(&mut bytes, file_offset(start))
+            .map_err(IndexError::io("read", &self.path))?;
+        Ok(bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|hash| u64::from_le_bytes(*hash))
+            .collect())
     }
+}
+
+/// Where the hash of a block stands in the file.
+fn file_offset(block: u64) -> u64 {
+    block
+        .saturating_mul(HASH_BYTES as u64)
+        .saturating_add(HEADER_BYTES as u64)
 }
 
 /// Bytes of the file of an index of `blocks` blocks.
 pub(super) fn file_bytes(blocks: u64) -> u64 {
-    blocks
-        .saturating_mul(8)
-        .saturating_add(HEADER_BYTES as u64 + CHECKSUM_BYTES)
+    file_offset(blocks).saturating_add(CHECKSUM_BYTES as u64)
 }
 
-/// What stands before the hashes, behind the magic bytes.
-struct Header {
-    flags: u32,
-    identity: [u8; IDENTITY_BYTES],
-    blocks: u64,
-    digest: [u8; 32],
+/// What an index says of its source as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexHeader {
+    /// The source, as it was before the first block was read.
+    pub identity: Identity,
+    /// BLAKE3 of all whole blocks, if that was asked for, and only if the source stayed as it was while it was read: two
+    /// hosts whose digests are equal have the same image.
+    pub digest: Option<[u8; 32]>,
+    /// Its blocks.
+    pub blocks: u64,
 }
 
-impl Header {
-    fn encode(&self) -> [u8; HEADER_BYTES] {
+impl IndexHeader {
+    /// Reads a whole index of `bytes` bytes, and checks that all of it is what was written.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn read(reader: &mut impl Read, bytes: u64) -> Result<Self, Unusable> {
+        if bytes < MAGIC.len() as u64 {
+            return Err(Unusable::NotAnIndex);
+        }
+        let mut encoded = [0; HEADER_BYTES];
+        let (magic, rest) = encoded.split_at_mut(MAGIC.len());
+        reader.read_exact(magic)?;
+        if magic != MAGIC {
+            return Err(Unusable::NotAnIndex);
+        }
+        let of_length = |expected| match bytes == expected {
+            true => Ok(()),
+            false => Err(Unusable::OtherLength { expected, found: bytes }),
+        };
+        if bytes < file_bytes(0) {
+            of_length(file_bytes(0))?;
+        }
+        reader.read_exact(rest)?;
+        let header = Self::decode(&encoded)?;
+        of_length(file_bytes(header.blocks))?;
+        let mut checksum = Xxh3Default::new();
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut missing = bytes - (HEADER_BYTES + CHECKSUM_BYTES) as u64;
+        while missing > 0 {
+            let piece = &mut piece[..missing.min(PIECE_BYTES as u64) as usize];
+            reader.read_exact(piece)?;
+            checksum.update(piece);
+            missing -= piece.len() as u64;
+        }
+        checksum.update(&encoded);
+        let mut written = [0; CHECKSUM_BYTES];
+        reader.read_exact(&mut written)?;
+        match checksum.digest() == u64::from_le_bytes(written) {
+            true => Ok(header),
+            false => Err(Unusable::Damaged),
+        }
+    }
+
+    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+        let flags = if self.digest.is_some() { FLAG_DIGEST } else { 0 };
         let mut encoded = [0; HEADER_BYTES];
         encoded[..8].copy_from_slice(&MAGIC);
         encoded[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        encoded[12..16].copy_from_slice(&self.flags.to_le_bytes());
-        encoded[16..80].copy_from_slice(&self.identity);
+        encoded[12..16].copy_from_slice(&flags.to_le_bytes());
+        encoded[16..80].copy_from_slice(&self.identity.encode());
         encoded[80..88].copy_from_slice(&self.blocks.to_le_bytes());
-        encoded[88..].copy_from_slice(&self.digest);
+        encoded[88..].copy_from_slice(&self.digest.unwrap_or_default());
         encoded
     }
 
-    fn decode(bytes: &[u8; HEADER_BYTES - MAGIC.len()]) -> Result<Self, Unusable> {
-        let mut rest = &bytes[..];
+    fn decode(encoded: &[u8; HEADER_BYTES]) -> Result<Self, Unusable> {
+        let mut rest = &encoded[MAGIC.len()..];
         let version = u32::from_le_bytes(take(&mut rest)?);
         if version != VERSION {
             return Err(Unusable::OtherVersion { found: version });
         }
+        let flags = u32::from_le_bytes(take(&mut rest)?);
+        let identity = Identity::decode(&take(&mut rest)?).ok_or(Unusable::Damaged)?;
+        let blocks = u64::from_le_bytes(take(&mut rest)?);
+        let digest = take(&mut rest)?;
         Ok(Self {
-            flags: u32::from_le_bytes(take(&mut rest)?),
-            identity: take(&mut rest)?,
-            blocks: u64::from_le_bytes(take(&mut rest)?),
-            digest: take(&mut rest)?,
+            identity,
+            digest: (flags & FLAG_DIGEST != 0).then_some(digest),
+            blocks,
         })
     }
 }

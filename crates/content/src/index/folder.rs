@@ -1,14 +1,14 @@
 //! The indexes of a host.
 
 use std::{
-    fs::{self, File, FileTimes},
+    fs::{File, FileTimes},
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 
-use super::{Cancel, Index, IndexError, ScanError, ScanOptions, file::file_bytes, scan};
+use super::{Cancel, Index, IndexError, ScanError, ScanOptions, file::file_bytes, scan, spot_check::is_current};
 use crate::{Blocks, Change, durable};
 
 const EXTENSION: &str = "index";
@@ -19,19 +19,8 @@ const EXTENSION: &str = "index";
 pub struct IndexFolder {
     folder: PathBuf,
     bytes_max: u64,
-    /// Held while files are added and removed.
+    /// Held while an index is brought up to date: one at a time has its room.
     changing: Mutex<()>,
-}
-
-/// Why an index could not be brought up to date.
-#[derive(Debug, thiserror::Error)]
-pub enum UpdateError {
-    /// The source was not scanned.
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    /// The index was not kept.
-    #[error(transparent)]
-    Index(#[from] IndexError),
 }
 
 impl IndexFolder {
@@ -50,13 +39,13 @@ impl IndexFolder {
         })
     }
 
-    /// The index of `source`, as it was saved last; `None` if there is none.
+    /// The index of `source` that is kept; `None` if there is none.
     ///
     /// # Errors
     /// [`IndexError::Io`], or [`IndexError::Unusable`] once: such a file is removed.
     pub fn load(&self, source: &str) -> Result<Option<Index>, IndexError> {
         let path = self.path(source);
-        match Index::load(&path) {
+        match Index::open(&path) {
             Ok(index) => {
                 // Only its place in the order of use is lost if that fails.
                 let _ =
@@ -66,45 +55,19 @@ impl IndexFolder {
             Err(IndexError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => {
                 if matches!(error, IndexError::Unusable { .. }) {
-                    self.remove(source)?;
+                    durable::remove(&path).map_err(IndexError::io("remove", &path))?;
                 }
                 Err(error)
             }
         }
     }
 
-    /// Keeps the index of `source`.
+    /// An index of `source`, which is `content`, as of now or nearly so, with the digest if one is asked for: the one that is
+    /// kept if it still serves ([what that costs](super)), else a new one, which is kept then. What is kept and cannot be used is
+    /// replaced. It blocks its thread; `progress` is told the number of blocks that a new one has so far.
     ///
     /// # Errors
-    /// [`IndexError::TooLarge`], [`IndexError::Io`]; then what there was is there still.
-    pub fn save(&self, source: &str, index: &Index) -> Result<(), IndexError> {
-        let bytes = self.bytes_of(index.hashes.len() as u64)?;
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.path(source);
-        self.make_room(bytes, &path)
-            .map_err(IndexError::io("make room for", &path))?;
-        index.save(&path)
-    }
-
-    /// Removes the index of `source`, if there is one.
-    ///
-    /// # Errors
-    /// [`IndexError::Io`].
-    pub fn remove(&self, source: &str) -> Result<(), IndexError> {
-        let path = self.path(source);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(IndexError::io("remove", &path)(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// An index of `source`, which is `content`, as of now: the one that is kept if nothing was written since, and it has the
-    /// digest if one is asked for; else a new one, which is kept then. What is kept and cannot be used is replaced. It
-    /// blocks its thread; `progress` is told the number of blocks done. A device or export does not tell of writes, so it is scanned
-    /// each time: how often is the caller's to decide.
-    ///
-    /// # Errors
-    /// [`UpdateError`]; an index that was kept is so still.
+    /// [`ScanError`]; an index that was kept is so still.
     pub fn update(
         &self,
         source: &str,
@@ -112,9 +75,13 @@ impl IndexFolder {
         options: &ScanOptions,
         cancel: &Cancel,
         progress: impl FnMut(u64),
-    ) -> Result<Index, UpdateError> {
-        // Before it is scanned, because the scan takes as much memory.
-        self.bytes_of(content.blocks())?;
+    ) -> Result<Index, ScanError> {
+        let bytes = file_bytes(content.blocks());
+        if bytes > self.bytes_max {
+            let bytes_max = self.bytes_max;
+            return Err(IndexError::TooLarge { bytes, bytes_max }.into());
+        }
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // The scan replaces an index that is of no use.
         let kept = match self.load(source) {
             Err(IndexError::Unusable { .. }) => None,
@@ -123,27 +90,24 @@ impl IndexFolder {
         // What is kept of another source that stood at this path says nothing of this one.
         let mut earlier = None;
         if let Some(kept) = kept {
-            let change = content.identity().map_err(ScanError::Read)?.since(&kept.identity);
-            if change == Change::Nothing && (kept.digest.is_some() || !options.digest) {
+            let change = content.identity()?.since(&kept.header().identity);
+            let serves = match change {
+                _ if options.digest && kept.header().digest.is_none() => false,
+                Change::Nothing => true,
+                // A digest is of all that is there.
+                Change::Content => !options.digest && is_current(content, &kept, options, cancel)?,
+                Change::Unknown => is_current(content, &kept, options, cancel)?,
+                Change::Another => false,
+            };
+            if serves {
                 return Ok(kept);
             }
             earlier = (change != Change::Another).then_some(kept);
         }
-        let index = scan(content, earlier.as_ref(), options, cancel, progress)?;
-        self.save(source, &index)?;
-        Ok(index)
-    }
-
-    /// Bytes of the index of a source of `blocks` blocks.
-    fn bytes_of(&self, blocks: u64) -> Result<u64, IndexError> {
-        let bytes = file_bytes(blocks);
-        if bytes > self.bytes_max {
-            return Err(IndexError::TooLarge {
-                bytes,
-                bytes_max: self.bytes_max,
-            });
-        }
-        Ok(bytes)
+        let path = self.path(source);
+        self.make_room(bytes, &path)
+            .map_err(IndexError::io("make room for", &path))?;
+        scan(content, earlier.as_ref(), &path, options, cancel, progress)
     }
 
     fn path(&self, source: &str) -> PathBuf {

@@ -3,14 +3,21 @@
 //! | module | what |
 //! |---|---|
 //! | [`scan`](mod@scan) | reads a source and hashes its blocks |
-//! | [`file`](mod@file) | an index in a file |
+//! | `spot_check` | whether an index is current, from a few blocks |
+//! | `reader` | reads for both, in the background |
+//! | [`file`](mod@file), `writer` | an index in a file, whole and while it is written |
 //! | [`folder`] | the indexes of a host, within a size, each brought up to date when it is asked for |
+//!
+//! The index of 1 TiB has 2 GiB, so none is ever in memory as a whole: hashes go to the file as blocks are read, and come from
+//! it as far as they are wanted.
 //!
 //! # What bringing up to date costs
 //!
-//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`. Any other is read
-//! again as far as it is allocated, at the pace that the operator allows, and hashed; that is as long as the first time, and
-//! meanwhile the earlier index serves.
+//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`, and reading its
+//! index. Of any other of 64 MiB or more, 1024 blocks are read that nobody can foresee. If more than one in 32 of those that
+//! hold something changed, it is read again as far as it is allocated, at the pace that the operator allows, and hashed; that
+//! is as long as the first time, and meanwhile the earlier index serves. An image's digest says of every block what it holds,
+//! so an image that was written to is read again at once.
 //!
 //! QEMU could tell which blocks a guest wrote since the last scan, by a dirty bitmap that it exports over NBD. That was not
 //! taken: the bitmap has to be added to the running QEMU and is lost with it unless the image is qcow2; it knows nothing of
@@ -20,23 +27,11 @@
 
 pub mod file;
 pub mod folder;
+mod reader;
 pub mod scan;
+mod spot_check;
+mod writer;
 
-pub use file::{IndexError, Unusable};
-pub use folder::{IndexFolder, UpdateError};
+pub use file::{Index, IndexError, IndexHeader, Unusable};
+pub use folder::IndexFolder;
 pub use scan::{Cancel, ScanError, ScanOptions, in_background, scan};
-
-use crate::Identity;
-
-/// A weak hash of each block of a source, as it was found at some time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Index {
-    /// The source, as it was before the first block was read.
-    pub identity: Identity,
-    /// BLAKE3 of all whole blocks, if that was asked for, and only if the source stayed as it was while it was read: two
-    /// hosts whose digests are equal have the same image.
-    pub digest: Option<[u8; 32]>,
-    /// [`block_hash`](vmferry_core::page::content::block_hash) of each block, in order. 0 for one that is all zero, a hole, or
-    /// could not be read.
-    pub hashes: Vec<u64>,
-}

@@ -3,21 +3,20 @@
 use std::{
     io,
     ops::Range,
+    path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::setpriority_process;
 use vmferry_core::page::content::block_hash;
 
-use super::Index;
+use super::{Index, IndexError, reader::Reader, writer::IndexWriter};
 use crate::{BLOCK_BYTES, Blocks, Change, aligned::AlignedBuffer};
 
 /// Blocks read at once: 1 MiB.
 const PIECE_BLOCKS: u64 = 256;
-/// Pieces in a row that cannot be read before the source counts as lost.
-const FAILURES_MAX: u32 = 16;
 /// Of the least priority that a process can ask for. The kernel derives the priority of its reads from it.
 const NICE: i32 = 19;
 
@@ -26,11 +25,11 @@ const NICE: i32 = 19;
 pub struct ScanOptions {
     /// Bytes to read in a second at most; `None` for as fast as it goes.
     pub bytes_per_second: Option<u64>,
-    /// Whether to compute [`Index::digest`].
+    /// Whether to compute [`IndexHeader::digest`](super::IndexHeader::digest).
     pub digest: bool,
 }
 
-/// Why there is no index.
+/// Why there is no index, or none that is up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// It was cancelled.
@@ -39,6 +38,9 @@ pub enum ScanError {
     /// The source cannot be read.
     #[error("cannot read it to index it: {0}; see that this host reaches it, then try again")]
     Read(#[from] io::Error),
+    /// The index cannot be kept, or an earlier one not be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
 }
 
 /// Ends a scan from another thread. Clones belong to the same scan.
@@ -59,7 +61,7 @@ impl Cancel {
     }
 
     /// Waits, but not when it is cancelled.
-    fn wait(&self, time: Duration) -> Result<(), ScanError> {
+    pub(super) fn wait(&self, time: Duration) -> Result<(), ScanError> {
         let (cancelled, told) = &*self.0;
         let cancelled = cancelled.lock().unwrap_or_else(PoisonError::into_inner);
         let (cancelled, _) = told
@@ -69,16 +71,18 @@ impl Cancel {
     }
 }
 
-/// Hashes all blocks of `content` on this thread. Where some cannot be read, it keeps what `earlier`, an index of the same
-/// source, has of them. `progress` is told the number of blocks that are done, after each piece.
+/// Hashes all blocks of `content` on this thread, into the file `path`, which has the index then, or what it had before. Where some
+/// cannot be read, it keeps what `earlier`, an index of the same source, has of them. `progress` is told the number of blocks that
+/// are done, after each piece.
 ///
-/// Blocks that are written meanwhile are found in one state or the other. It takes 8 bytes of memory for each block.
+/// Blocks that are written meanwhile are found in one state or the other.
 ///
 /// # Errors
 /// [`ScanError`].
 pub fn scan(
     content: &dyn Blocks,
     earlier: Option<&Index>,
+    path: &Path,
     options: &ScanOptions,
     cancel: &Cancel,
     mut progress: impl FnMut(u64),
@@ -86,23 +90,20 @@ pub fn scan(
     let identity = content.identity()?;
     let blocks = content.blocks();
     let mut scan = Scan {
-        content,
-        earlier: earlier.map_or(&[], |earlier| &earlier.hashes),
+        reader: Reader::new(content, options, cancel),
+        earlier,
         options,
         cancel,
-        started: Instant::now(),
-        bytes_read: 0,
-        failures: 0,
         is_whole: true,
         digest: blake3::Hasher::new(),
-        hashes: Vec::new(),
+        index: IndexWriter::create(path, identity)?,
     };
     let mut buffer = AlignedBuffer::new(PIECE_BLOCKS as usize * BLOCK_BYTES);
-    while let Some(data) = content.next_data(scan.hashes.len() as u64)? {
+    while let Some(data) = content.next_data(scan.index.blocks())? {
         scan.skip_to(data.start)?;
         for start in data.clone().step_by(PIECE_BLOCKS as usize) {
             scan.piece(start..data.end.min(start + PIECE_BLOCKS), buffer.bytes())?;
-            progress(scan.hashes.len() as u64);
+            progress(scan.index.blocks());
         }
     }
     scan.skip_to(blocks)?;
@@ -110,11 +111,7 @@ pub fn scan(
     let stayed = content.identity()?.since(&identity);
     let is_known = scan.is_whole && matches!(stayed, Change::Nothing | Change::Unknown);
     let digest = (options.digest && is_known).then(|| *scan.digest.finalize().as_bytes());
-    Ok(Index {
-        identity,
-        digest,
-        hashes: scan.hashes,
-    })
+    Ok(scan.index.finish(digest)?)
 }
 
 /// Runs `work` on a thread of its own and of the least priority.
@@ -129,64 +126,47 @@ pub fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     })
 }
 
-/// A scan under way. `hashes` has all blocks that are done.
+/// A scan under way. `index` has all blocks that are done.
 struct Scan<'a> {
-    content: &'a dyn Blocks,
-    earlier: &'a [u64],
+    reader: Reader<'a>,
+    earlier: Option<&'a Index>,
     options: &'a ScanOptions,
     cancel: &'a Cancel,
-    started: Instant,
-    bytes_read: u64,
-    failures: u32,
     /// Whether all blocks could be read.
     is_whole: bool,
     digest: blake3::Hasher,
-    hashes: Vec<u64>,
+    index: IndexWriter,
 }
 
 impl Scan<'_> {
     /// Counts blocks up to `end` as zeros.
     fn skip_to(&mut self, end: u64) -> Result<(), ScanError> {
         static ZEROS: [u8; 64 * BLOCK_BYTES] = [0; 64 * BLOCK_BYTES];
-        let mut missing = end.saturating_sub(self.hashes.len() as u64);
-        self.hashes.resize(self.hashes.len() + missing as usize, 0);
-        while self.options.digest && missing > 0 {
+        while self.index.blocks() < end {
             self.cancel.wait(Duration::ZERO)?;
-            let count = missing.min(64);
-            self.digest.update(&ZEROS[..count as usize * BLOCK_BYTES]);
-            missing -= count;
+            let count = (end - self.index.blocks()).min(64) as usize;
+            if self.options.digest {
+                self.digest.update(&ZEROS[..count * BLOCK_BYTES]);
+            }
+            self.index.add(&[0; 64][..count])?;
         }
         Ok(())
     }
 
     fn piece(&mut self, blocks: Range<u64>, buffer: &mut [u8]) -> Result<(), ScanError> {
-        self.cancel.wait(self.time_until_due())?;
         let count = (blocks.end - blocks.start) as usize;
         let piece = &mut buffer[..count * BLOCK_BYTES];
-        self.bytes_read += piece.len() as u64;
-        if let Err(error) = self.content.read(blocks.start, piece) {
-            self.failures += 1;
-            self.is_whole = false;
-            if self.failures == FAILURES_MAX {
-                return Err(error.into());
+        let hashes = if self.reader.read(blocks.start, piece)? {
+            if self.options.digest {
+                self.digest.update(piece);
             }
-            let known = self.earlier.iter().skip(blocks.start as usize).copied();
-            self.hashes.extend(known.chain(std::iter::repeat(0)).take(count));
-            return Ok(());
-        }
-        self.failures = 0;
-        if self.options.digest {
-            self.digest.update(piece);
-        }
-        self.hashes.extend(piece.chunks(BLOCK_BYTES).map(block_hash));
-        Ok(())
-    }
-
-    /// How long to wait so that what was read so far stays within the pace.
-    fn time_until_due(&self) -> Duration {
-        self.options.bytes_per_second.map_or(Duration::ZERO, |pace| {
-            let due = Duration::from_secs_f64(self.bytes_read as f64 / pace.max(1) as f64);
-            due.saturating_sub(self.started.elapsed())
-        })
+            piece.chunks(BLOCK_BYTES).map(block_hash).collect()
+        } else {
+            self.is_whole = false;
+            let mut known = self.earlier.map_or(Ok(Vec::new()), |earlier| earlier.hashes(blocks))?;
+            known.resize(count, 0);
+            known
+        };
+        Ok(self.index.add(&hashes)?)
     }
 }

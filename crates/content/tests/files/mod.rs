@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use vmferry_content::BLOCK_BYTES;
+use vmferry_content::{BLOCK_BYTES, Index};
 
 /// Block `n` of an image is filled with `n + 1`, from 251 on with 1 and so on again.
 pub(crate) fn image(path: &Path, blocks: usize) -> PathBuf {
@@ -24,4 +24,9 @@ pub(crate) fn overwrite(path: &Path, block: u64, byte: u8) {
     // Two writes within one tick of the file system's clock have the same time.
     file.set_times(FileTimes::new().set_modified(SystemTime::now() + Duration::from_secs(u64::from(byte))))
         .unwrap();
+}
+
+/// All hashes of an index.
+pub(crate) fn hashes(index: &Index) -> Vec<u64> {
+    index.hashes(0..index.header().blocks).unwrap()
 }

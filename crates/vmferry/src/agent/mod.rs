@@ -72,6 +72,15 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// Waits until the agent ends.
+    pub fn ending(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut shutdown = self.shutdown.subscribe();
+        async move {
+            // Fails only when the agent is gone, which is an end too.
+            let _ = shutdown.wait_for(|ending| *ending).await;
+        }
+    }
+
     /// This host and its agent, now.
     ///
     /// # Errors

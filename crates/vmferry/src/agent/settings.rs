@@ -18,8 +18,8 @@ const MEMORY_HEADROOM_DEFAULT: ByteSize = ByteSize(256 << 20);
 const INDEX_BANDWIDTH_DEFAULT: ByteSize = ByteSize(200 << 20);
 /// Room for indexes, where nothing else is said: those of 1 TiB of disks.
 const INDEX_SPACE_DEFAULT: ByteSize = ByteSize(2 << 30);
-/// Memory for indexes, where nothing else is said: those of 58 GiB of content, each block counted once.
-const INDEX_MEMORY_DEFAULT: ByteSize = ByteSize(128 << 20);
+/// Memory for indexes, where nothing else is said: those of 60 GiB of content.
+const INDEX_MEMORY_DEFAULT: ByteSize = ByteSize(256 << 20);
 
 /// Room for memory of VMs that left, where nothing else is said.
 const KEPT_MEMORY_DEFAULT: ByteSize = ByteSize(8 << 30);
@@ -60,7 +60,8 @@ pub struct Settings {
     /// Room for indexes in the state directory; one takes 1/512 of its disk [default: 2GiB].
     #[arg(long, value_name = "SIZE")]
     pub index_space: Option<ByteSize>,
-    /// Memory for indexes while a VM is moved away [default: 128MiB].
+    /// Memory for indexes while a VM is moved away, for each: 17 bytes for each 4 KiB of its disks and of images, 8 where
+    /// they hold zeros. What it does not suffice for is sent [default: 256MiB].
     #[arg(long, value_name = "SIZE")]
     pub index_memory: Option<ByteSize>,
     /// Room in the state directory for memory of VMs that left, encrypted, so that little of it has to be sent if they come
@@ -95,7 +96,7 @@ pub struct Config {
     pub index_bandwidth: ByteSize,
     /// Room for indexes on disk.
     pub index_space: ByteSize,
-    /// Memory for indexes while a VM is moved away.
+    /// Memory for indexes while a VM is moved away, for each.
     pub index_memory: ByteSize,
     /// Room for memory of VMs that left.
     pub kept_memory: ByteSize,

@@ -17,17 +17,12 @@ pub(super) fn response<T: Serialize + 'static>(
     agent: &Arc<Agent>,
     items: impl Stream<Item = T> + Send + 'static,
 ) -> Response {
-    let mut shutdown = agent.shutdown.subscribe();
-    let ended = async move {
-        // Fails only when the agent is gone, which is an end too.
-        let _ = shutdown.wait_for(|ending| *ending).await;
-    };
     let lines = items.map(|item| {
         // Views are plain data and always have a JSON form.
         let mut line = serde_json::to_vec(&item).unwrap_or_default();
         line.push(b'\n');
         Ok::<_, Infallible>(Bytes::from(line))
     });
-    let body = Body::from_stream(lines.take_until(Box::pin(ended)));
+    let body = Body::from_stream(lines.take_until(Box::pin(agent.ending())));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }

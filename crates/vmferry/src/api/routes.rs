@@ -57,7 +57,11 @@ pub(super) async fn index(
     let Query(IndexQuery { wait }) = query?;
     if wait {
         agent.content.look(&agent).await;
-        agent.content.settled().await;
+        tokio::select! {
+            // Who waits for a scan must not hold up the end, which is what cancels it.
+            () = agent.ending() => {}
+            () = agent.content.settled() => {}
+        }
     }
     Ok(Json(agent.content.views()))
 }

@@ -78,7 +78,7 @@ pub struct IndexView {
 #[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub struct IndexQuery {
-    /// Answer when nothing is left to be indexed.
+    /// Answer when nothing is left to be indexed, or the agent ends.
     #[serde(default)]
     pub wait: bool,
 }

@@ -9,12 +9,14 @@
 //! | [`name`] | what two hosts call the same content |
 //! | `storage` | what a VM reads |
 //! | `indexer` | keeps the indexes up to date |
+//! | `table` | what a migration looks up of them |
 //! | [`kept`] | memory that VMs left here |
 
 mod indexer;
 pub mod kept;
 pub mod name;
 mod storage;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,8 +36,8 @@ pub(crate) use indexer::keep;
 
 /// How long an index serves before its source is looked at again.
 const REFRESH: Duration = Duration::from_secs(30 * 60);
-/// Memory that a block takes in a table.
-const TABLE_BYTES_PER_BLOCK: u64 = 9;
+/// And for how many times as long as it took to read that: one that is written without end takes an eighth of the time.
+const REST: u32 = 7;
 
 /// The known content of one host.
 #[derive(Debug)]
@@ -43,8 +45,8 @@ pub struct KnownContent {
     indexes: IndexFolder,
     images: BTreeSet<String>,
     options: ScanOptions,
-    /// Blocks of all tables of a migration together.
-    table_blocks_max: usize,
+    /// Memory for all tables of a migration together, bytes.
+    tables_bytes_max: u64,
     kept: Option<KeptMemory>,
     sources: latest::Sender<BTreeMap<String, Source>>,
 }
@@ -57,6 +59,8 @@ struct Source {
     digest: Option<[u8; 32]>,
     blocks: u64,
     updated: Option<Instant>,
+    /// What it took then.
+    took: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +71,20 @@ enum State {
     Failed(String, Instant),
 }
 
+impl Source {
+    /// Whether it is to be looked at again.
+    fn is_due(&self, now: Instant) -> bool {
+        let has_passed = |since: Instant, time| now.saturating_duration_since(since) >= time;
+        match &self.state {
+            State::Ready => self
+                .updated
+                .is_none_or(|at| has_passed(at, REFRESH.max(self.took * REST))),
+            State::Failed(_, at) => has_passed(*at, REFRESH),
+            State::Waiting | State::Indexing { .. } => false,
+        }
+    }
+}
+
 /// Content that this host has an index of.
 #[derive(Debug, Clone)]
 pub struct Known {
@@ -74,15 +92,19 @@ pub struct Known {
     pub name: ContentName,
     source: String,
     content: Arc<KnownContent>,
-    blocks_max: usize,
+    /// Memory for its table, bytes.
+    bytes_max: u64,
 }
 
 impl Known {
     /// The table of its blocks; empty if the index is gone meanwhile or can't be used, and then a new one is made for the next
-    /// migration. It takes a while for large ones.
+    /// migration. It takes a while for large ones. When several are made one after the other, they take no more memory than
+    /// the operator allows.
     pub fn table(&self) -> Arc<BlockTable> {
-        match self.content.indexes.load(&self.source) {
-            Ok(Some(index)) => return Arc::new(BlockTable::new(&index.hashes, self.blocks_max)),
+        let index = self.content.indexes.load(&self.source);
+        let table = index.and_then(|index| index.map(|index| table::table(&index, self.bytes_max)).transpose());
+        match table {
+            Ok(Some(table)) => return Arc::new(table),
             Ok(None) => tracing::warn!(source = self.source, "an index is gone"),
             Err(error) => tracing::warn!(source = self.source, %error, "an index can't be used"),
         }
@@ -113,7 +135,7 @@ impl KnownContent {
                 bytes_per_second: Some(config.index_bandwidth.0),
                 digest: false,
             },
-            table_blocks_max: usize::try_from(config.index_memory.0 / TABLE_BYTES_PER_BLOCK).unwrap_or(usize::MAX),
+            tables_bytes_max: config.index_memory.0,
             kept,
             sources: latest::Sender::new(BTreeMap::new()),
         })
@@ -121,7 +143,7 @@ impl KnownContent {
 
     /// What pages of a VM that runs here may be referred to: what it reads, and images, as far as there are indexes.
     pub async fn of(self: &Arc<Self>, vm: &RunningVm) -> Vec<Known> {
-        let storage = storage::of(vm).await;
+        let storage = storage::of(vm).await.unwrap_or_default();
         let sources = self.sources.borrow();
         let usable = |source: &String| sources.get(source).filter(|known| known.updated.is_some());
         let disks = storage.iter().filter(|source| usable(source).is_some()).map(|source| {
@@ -137,31 +159,29 @@ impl KnownContent {
                 Some((ContentName::image(&digest), source.clone()))
             });
         let all: Vec<(ContentName, String)> = disks.chain(images).collect();
-        let blocks_max = self.table_blocks_max / all.len().max(1);
-        let known = |(name, source)| Known {
+        let blocks: Vec<u64> = all.iter().map(|(_, source)| sources[source].blocks).collect();
+        let shares = table::shares(self.tables_bytes_max, &blocks);
+        let known = |((name, source), bytes_max)| Known {
             name,
             source,
             content: self.clone(),
-            blocks_max,
+            bytes_max,
         };
-        all.into_iter().map(known).collect()
+        all.into_iter().zip(shares).map(known).collect()
     }
 
     /// Opens what a source refers its VM's pages to. It may name what this host's copy of the VM reads itself, and images that
     /// the operator named here; all else stays closed.
     pub async fn open_for(&self, vm: &RunningVm, names: &[ContentName]) -> Vec<Option<Arc<dyn Blocks>>> {
-        let storage = storage::of(vm).await;
-        let images: BTreeMap<String, String> = {
+        let storage = storage::of(vm).await.unwrap_or_default();
+        let images: BTreeMap<ContentName, String> = {
             let sources = self.sources.borrow();
-            let image = |source: &String| {
-                let digest = sources.get(source)?.digest?;
-                Some((ContentName::image(&digest).to_string(), source.clone()))
-            };
+            let image = |source: &String| Some((ContentName::image(&sources.get(source)?.digest?), source.clone()));
             self.images.iter().filter_map(image).collect()
         };
         let source = |name: &ContentName| match name {
             ContentName::Storage { source } => storage.get(source).cloned(),
-            ContentName::Image { .. } => images.get(&name.to_string()).cloned(),
+            ContentName::Image { .. } => images.get(name).cloned(),
             ContentName::Unknown => None,
         };
         let wanted: Vec<Option<String>> = names.iter().map(source).collect();
@@ -218,5 +238,30 @@ impl KnownContent {
             .subscribe()
             .wait_for(|sources| sources.values().all(is_settled))
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_long_to_read_is_read_less_often() {
+        let began = Instant::now();
+        let due = |state, took| {
+            let source = Source {
+                state,
+                digest: None,
+                blocks: 0,
+                updated: Some(began),
+                took,
+            };
+            let mut minutes = (0u64..).map(|minute| minute * 60);
+            minutes.find(|after| source.is_due(began + Duration::from_secs(*after)))
+        };
+        let hour = Duration::from_secs(3600);
+        assert_eq!(due(State::Ready, Duration::ZERO), Some(30 * 60));
+        assert_eq!(due(State::Ready, hour), Some(7 * 3600));
+        assert_eq!(due(State::Failed("it is lost".to_owned(), began), hour), Some(30 * 60));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmferry_content::{Blocks, ImageFile, NbdExport, NbdUri};
 
@@ -12,14 +13,22 @@ use crate::vm::RunningVm;
 /// QEMU's drivers of nodes that are storage, and not a format or filter on top of it.
 const STORAGE_DRIVERS: [&str; 4] = ["file", "host_device", "host_cdrom", "nbd"];
 
-/// The paths and URIs of all that a VM's QEMU has open, and of the files that the VM boots from. A backing file is known by
-/// QEMU alone: it stands in the image.
-pub(super) async fn of(vm: &RunningVm) -> BTreeSet<String> {
-    let nodes = match vm.qmp.query_named_block_nodes().await {
-        Ok(nodes) => nodes,
-        Err(error) => {
-            tracing::warn!(vm = vm.definition.name, %error, "its QEMU does not tell its storage");
-            Vec::new()
+/// How long a QEMU may take to tell what it has open. One that hangs must not keep the others' disks from being indexed.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+
+/// The paths and URIs of all that a VM's QEMU has open, and of the files that the VM boots from; `None` if its QEMU does not
+/// tell. A backing file is known by QEMU alone: it stands in the image.
+pub(super) async fn of(vm: &RunningVm) -> Option<BTreeSet<String>> {
+    let name = &vm.definition.name;
+    let nodes = match tokio::time::timeout(ANSWER_LIMIT, vm.qmp.query_named_block_nodes()).await {
+        Ok(Ok(nodes)) => nodes,
+        Ok(Err(error)) => {
+            tracing::warn!(vm = name, %error, "its QEMU does not tell its storage");
+            return None;
+        }
+        Err(_) => {
+            tracing::warn!(vm = name, "its QEMU does not tell its storage: it does not answer");
+            return None;
         }
     };
     let storage = nodes
@@ -29,7 +38,7 @@ pub(super) async fn of(vm: &RunningVm) -> BTreeSet<String> {
     let definition = &vm.definition;
     let boot = [&definition.kernel, &definition.initrd].into_iter().flatten();
     let boot = boot.map(|path| path.display().to_string());
-    storage.chain(boot).collect()
+    Some(storage.chain(boot).collect())
 }
 
 /// Opens such a source for reading. It blocks its thread.

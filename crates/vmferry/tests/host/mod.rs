@@ -16,7 +16,7 @@ use tokio::{
 use vmferry::{
     api::{
         migration::{MigrationView, Report},
-        types::{Event, VmState, VmView},
+        types::{Event, IndexState, IndexView, VmState, VmView},
     },
     cli::client::Client,
     vm::{Process, VmFolder},
@@ -33,6 +33,7 @@ pub(crate) fn vm(name: &str) -> Value {
 
 pub(crate) struct Host {
     folder: TempDir,
+    arguments: &'static [&'static str],
     agent: Option<Child>,
 }
 
@@ -45,8 +46,14 @@ pub(crate) struct Ended {
 
 impl Host {
     pub(crate) async fn start() -> Host {
+        Self::start_with(&[]).await
+    }
+
+    /// With further arguments of the agent.
+    pub(crate) async fn start_with(arguments: &'static [&'static str]) -> Host {
         let mut host = Host {
             folder: TempDir::new().unwrap(),
+            arguments,
             agent: None,
         };
         host.start_agent().await;
@@ -72,6 +79,7 @@ impl Host {
             .arg(self.folder.path())
             .arg("--socket")
             .arg(socket)
+            .args(self.arguments)
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command
@@ -152,9 +160,37 @@ impl Host {
 
     /// Writes the definition of a small VM to a file, and gives its path.
     pub(crate) fn definition(&self, name: &str) -> String {
-        let path = self.folder.path().join(format!("{name}.toml"));
-        fs::write(&path, toml::to_string(&vm(name)).unwrap()).unwrap();
+        self.definition_of(&vm(name))
+    }
+
+    /// The same of a VM with one disk, which it reads: a raw file of so many MiB, none of them zeros.
+    pub(crate) fn definition_with_disk(&self, name: &str, mib: usize) -> String {
+        let disk = self.folder.path().join(format!("{name}.raw"));
+        fs::write(&disk, vec![1; mib << 20]).unwrap();
+        let mut definition = vm(name);
+        definition["disk"] = json!([{ "id": "disk", "path": disk, "format": "raw" }]);
+        self.definition_of(&definition)
+    }
+
+    fn definition_of(&self, vm: &Value) -> String {
+        let path = self
+            .folder
+            .path()
+            .join(format!("{}.toml", vm["name"].as_str().unwrap()));
+        fs::write(&path, toml::to_string(vm).unwrap()).unwrap();
         path.to_str().unwrap().to_owned()
+    }
+
+    /// Waits until the index of that VM's disk is so far; `None` when the agent is to know of no such disk.
+    pub(crate) async fn index_in_state(&self, name: &str, state: Option<IndexState>) {
+        let disk = format!("/{name}.raw");
+        loop {
+            let views: Vec<IndexView> = self.client().get("/v1/index").await.unwrap();
+            let view = views.into_iter().find(|view| view.source.ends_with(&disk));
+            if view.map(|view| view.state) == state {
+                return;
+            }
+        }
     }
 
     pub(crate) async fn vm(&self, name: &str) -> VmView {
@@ -170,6 +206,13 @@ impl Host {
             .kill()
             .await
             .unwrap();
+    }
+
+    /// Has the VM's QEMU do nothing any more, though it is there.
+    pub(crate) async fn stall_guest(&self, name: &str) {
+        let pid = self.vm(name).await.pid.unwrap();
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
     }
 
     /// Waits until the VM is in that state.

@@ -1,41 +1,54 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::writer::IndexWriter, *};
 
-fn index(hashes: Vec<u64>, digest: Option<[u8; 32]>) -> Index {
-    Index {
-        identity: Identity::Export { bytes: 1 << 30 },
-        digest,
-        hashes,
-    }
+fn write(folder: &Path, hashes: &[u64], digest: Option<[u8; 32]>) -> Index {
+    let identity = Identity::Export { bytes: 1 << 30 };
+    let mut writer = IndexWriter::create(&folder.join("index"), identity).unwrap();
+    writer.add(hashes).unwrap();
+    writer.finish(digest).unwrap()
 }
 
-fn encode(index: &Index) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    index.write(&mut bytes).unwrap();
-    bytes
+/// Where a file is synced at once.
+fn folder() -> tempfile::TempDir {
+    tempfile::TempDir::new_in("/dev/shm").unwrap()
 }
 
-fn decode(bytes: &[u8]) -> Result<Index, Unusable> {
-    Index::read_from(&mut &bytes[..], bytes.len() as u64)
+fn encode(hashes: &[u64], digest: Option<[u8; 32]>) -> Vec<u8> {
+    let folder = folder();
+    std::fs::read(write(folder.path(), hashes, digest).path).unwrap()
+}
+
+fn decode(bytes: &[u8]) -> Result<IndexHeader, Unusable> {
+    IndexHeader::read(&mut &bytes[..], bytes.len() as u64)
 }
 
 proptest! {
     #[test]
     fn an_index_reads_back(
-        length in 0..3 * PIECE_HASHES,
+        length in 0..30_000u64,
         seed in any::<u64>(),
         digest in any::<Option<[u8; 32]>>(),
+        first in 0..40_000u64,
+        count in 0..40_000u64,
     ) {
-        let index = index((0..length).map(|number| number.wrapping_mul(seed)).collect(), digest);
-        let bytes = encode(&index);
-        prop_assert_eq!(bytes.len() as u64, file_bytes(index.hashes.len() as u64));
-        prop_assert_eq!(decode(&bytes).unwrap(), index);
+        let hashes: Vec<u64> = (0..length).map(|number| number.wrapping_mul(seed)).collect();
+        let folder = folder();
+        let written = write(folder.path(), &hashes, digest);
+        let read = Index::open(&written.path).unwrap();
+        prop_assert_eq!(std::fs::metadata(&written.path).unwrap().len(), file_bytes(length));
+        let header = IndexHeader { identity: Identity::Export { bytes: 1 << 30 }, digest, blocks: length };
+        for index in [written, read] {
+            prop_assert_eq!(index.header(), &header);
+            prop_assert_eq!(&index.hashes(0..length).unwrap(), &hashes);
+            let part: Vec<u64> = hashes.iter().skip(first as usize).take(count as usize).copied().collect();
+            prop_assert_eq!(index.hashes(first..first + count).unwrap(), part);
+        }
     }
 
     #[test]
     fn no_changed_bit_goes_unnoticed(hashes in prop::collection::vec(any::<u64>(), 0..50), place: prop::sample::Index, bit in 0..8u8) {
-        let mut bytes = encode(&index(hashes, Some([9; 32])));
+        let mut bytes = encode(&hashes, Some([9; 32]));
         let place = place.index(bytes.len());
         bytes[place] ^= 1 << bit;
         prop_assert!(decode(&bytes).is_err());
@@ -43,7 +56,7 @@ proptest! {
 
     #[test]
     fn no_missing_or_added_byte_goes_unnoticed(hashes in prop::collection::vec(any::<u64>(), 0..50), length in 0..600usize) {
-        let mut bytes = encode(&index(hashes, None));
+        let mut bytes = encode(&hashes, None);
         prop_assume!(length != bytes.len());
         bytes.resize(length, 0);
         let told = decode(&bytes);
@@ -58,22 +71,22 @@ proptest! {
 
 #[test]
 fn each_reason_is_told_apart() {
-    let whole = encode(&index(vec![1, 2, 3], None));
+    let whole = encode(&[1, 2, 3], None);
     let with = |place: usize, byte: u8| {
         let mut bytes = whole.clone();
         bytes[place] = byte;
         decode(&bytes).unwrap_err()
     };
     assert!(matches!(with(0, b'V'), Unusable::NotAnIndex));
-    assert!(matches!(with(8, 2), Unusable::OtherVersion { found: 2 }));
+    assert!(matches!(with(8, 1), Unusable::OtherVersion { found: 1 }));
     assert!(matches!(with(87, 0xff), Unusable::OtherLength { .. }));
     assert!(matches!(with(130, 0xff), Unusable::Damaged));
     // More hashes than any file has.
     let mut endless = whole.clone();
     endless[80..88].fill(0xff);
-    let told = Index::read_from(&mut &endless[..], u64::MAX);
-    assert!(matches!(told, Err(Unusable::OtherLength { .. })));
+    let told = IndexHeader::read(&mut &endless[..], u64::MAX);
+    assert!(matches!(told, Err(Unusable::Read(_))));
     // The file ends before the length that its folder told.
-    let short = Index::read_from(&mut &whole[..140], whole.len() as u64);
+    let short = IndexHeader::read(&mut &whole[..140], whole.len() as u64);
     assert!(matches!(short, Err(Unusable::Read(_))));
 }
