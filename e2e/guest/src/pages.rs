@@ -238,4 +238,49 @@ mod tests {
         assert!(bytes.iter().all(|b| b.is_ascii_lowercase() || *b == b' '));
         assert!(bytes.split(|b| *b == b' ').count() > 500);
     }
+
+    /// Bits that a word of 8 bytes of a heap holds at the least, from how [`write_heap`] draws it: no coder that does not know
+    /// the generator can do with fewer.
+    fn heap_bits_a_word() -> f64 {
+        // Of one content with this probability, and of `alike` contents that share it.
+        let bits = |probability: f64, alike: f64| probability * (alike / probability).log2();
+        let zero = 6.0 / 16.0 + 3.0 / 16.0 / 256.0;
+        bits(zero, 1.0)
+            + bits(5.0 / 16.0, f64::from(1 << 24))
+            + bits(3.0 / 16.0 * 255.0 / 256.0, 255.0)
+            + bits(1.0 / 16.0, 2f64.powi(32))
+            + bits(1.0 / 16.0, WORDS.len() as f64)
+    }
+
+    /// The same of a byte of text: the bits of a word of the language by its mean length.
+    fn text_bits_a_byte() -> f64 {
+        let mut chances = [0.0f64; WORDS.len()];
+        for (left, right) in (0..64).flat_map(|left| (0..64).map(move |right| (left, right))) {
+            chances[left * right / 63 % WORDS.len()] += 1.0 / 4096.0;
+        }
+        let length = |word: &[u8; 8]| word.iter().position(|&letter| letter == b' ').unwrap_or(7) as f64 + 1.0;
+        let drawn = || chances.iter().zip(WORDS).filter(|(chance, _)| **chance > 0.0);
+        let bits: f64 = drawn().map(|(chance, _)| -chance * chance.log2()).sum();
+        let bytes: f64 = drawn().map(|(chance, word)| chance * length(word)).sum();
+        bits / bytes
+    }
+
+    /// `cargo test -p vmferry-guest least -- --nocapture` prints it.
+    #[test]
+    fn the_least_that_pages_can_be_coded_in() {
+        let heap = heap_bits_a_word() / 64.0;
+        let text = text_bits_a_byte() / 8.0;
+        println!("of a heap at least {heap:.4}, of text at least {text:.4} of its bytes");
+        // What is drawn is drawn as counted: the parts of a heap by their share.
+        let mut counts = [0u32; 3];
+        for number in 0..1000 {
+            for word in page(Kind::Heap, number, 0) {
+                counts[usize::from(word != 0) + usize::from(word >> 28 == 0x7f3a0)] += 1;
+            }
+        }
+        let share = |count: u32| f64::from(count) / 512e3;
+        assert!((share(counts[0]) - 0.3757).abs() < 0.005, "{counts:?}");
+        assert!((share(counts[2]) - 0.3125).abs() < 0.005, "{counts:?}");
+        assert!((0.20..0.22).contains(&heap) && (0.17..0.18).contains(&text));
+    }
 }
