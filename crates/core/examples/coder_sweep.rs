@@ -10,7 +10,10 @@
 use std::{error::Error, fmt::Write};
 use vmferry_core::page::{
     Coders,
-    choice::sweep::{CORES, LINKS_MBIT_S, mixes, point},
+    choice::{
+        mixes::mixes,
+        sweep::{CORES, LINKS_MBIT_S, Place, Point},
+    },
 };
 
 /// Sizes, in the SVG's units.
@@ -25,8 +28,8 @@ const COLOURS: [&str; 6] = ["#c6dbef", "#9ecae1", "#c7e9c0", "#fdd0a2", "#fdae6b
 fn main() -> Result<(), Box<dyn Error>> {
     let name = std::env::args().nth(1).unwrap_or_else(|| "whole guest".to_owned());
     let mixes = mixes();
-    let known = || mixes.iter().map(|mix| mix.0.as_str()).collect::<Vec<_>>().join("; ");
-    let mix = mixes.iter().find(|mix| mix.0 == name);
+    let known = || mixes.iter().map(|mix| mix.name.as_str()).collect::<Vec<_>>().join("; ");
+    let mix = mixes.iter().find(|mix| mix.name == name);
     let mix = mix.ok_or_else(|| format!("no such pages; there are: {}", known()))?;
     let names: Vec<String> = Coders::auto().iter().map(ToString::to_string).collect();
     let (right, bottom) = (LEFT + LINKS_MBIT_S.len() * WIDTH, TOP + CORES.len() * HEIGHT);
@@ -47,7 +50,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             y + HEIGHT / 2 + 4
         )?;
         for (column, link) in LINKS_MBIT_S.into_iter().enumerate() {
-            let point = point(link, [cores, cores], false, 1.0, mix);
+            let place = Place {
+                link_mbit_s: link,
+                cores: [cores, cores],
+                shared: false,
+                slowness: 1.0,
+            };
+            let point = Point::run(place, mix, 1);
             let (best, _) = point.best();
             let x = LEFT + column * WIDTH;
             let middle = x + WIDTH / 2;

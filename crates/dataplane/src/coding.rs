@@ -1,16 +1,26 @@
 //! Which coder the lanes use: what they and the target measure goes to the [`Chooser`], which all lanes share.
 
+use crate::arrivals::{Arrivals, Seen};
 use crate::processors::{self, Spare};
 use crate::threads::lock;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use vmferry_core::page::choice::{Chooser, Encoded, Log, PageKind, Window};
-use vmferry_core::page::{Class, Coded, Coders};
+use vmferry_core::page::choice::{Chooser, Encoded, Load, Log};
+use vmferry_core::page::{Batch, Class, Coded, Coders};
 use vmferry_core::session::Ack;
 
 /// Lanes that wait for QEMU for this part of their time are faster than it.
 const STARVED: f64 = 0.3;
+
+/// Batches that have to have arrived between two looks at processors and at QEMU.
+const LOOK_BATCHES_MIN: u64 = 4;
+
+/// How long it is at least from one look to the next, so long after the session began: short at first, so that a choice does
+/// not come late, and later long enough for bursts of acknowledgements not to matter.
+fn look_span_min(elapsed: Duration) -> Duration {
+    (elapsed / 4).min(Duration::from_millis(100))
+}
 
 /// The choice of a session's lanes, if it has one.
 pub(crate) struct Coding {
@@ -24,6 +34,8 @@ struct State {
     spare: Spare,
     lanes: Vec<LaneState>,
     window: Since,
+    /// What the target saw arrive, as it said last.
+    arrived: Seen,
 }
 
 /// A batch on its way.
@@ -32,7 +44,7 @@ struct OnTheWay {
     up_to: u64,
     stream_bytes: u64,
     content_bytes: u64,
-    kind: PageKind,
+    load: Load,
     coder: u8,
 }
 
@@ -48,12 +60,8 @@ struct Since {
     at: Instant,
     batches: u64,
     stream_bytes: u64,
-    wire_bytes: u64,
     /// Lanes waited for QEMU.
     starved: Duration,
-    /// Lanes waited to send.
-    blocked: Duration,
-    target_idle: Duration,
 }
 
 impl Since {
@@ -62,10 +70,7 @@ impl Since {
             at: Instant::now(),
             batches: 0,
             stream_bytes: 0,
-            wire_bytes: 0,
             starved: Duration::ZERO,
-            blocked: Duration::ZERO,
-            target_idle: Duration::ZERO,
         }
     }
 }
@@ -84,6 +89,7 @@ impl Coding {
                 spare,
                 lanes: (0..lanes).map(|_| LaneState::default()).collect(),
                 window: Since::now(),
+                arrived: Seen::default(),
             }),
             host: processors::host(),
             began: Instant::now(),
@@ -102,7 +108,7 @@ impl Coding {
             index,
             at: Mark::now(),
             began: Mark::now(),
-            kind: PageKind::Fresh,
+            load: Load::default(),
             coder: 0,
             encode: Duration::ZERO,
             coded: Coded::default(),
@@ -110,8 +116,8 @@ impl Coding {
         }
     }
 
-    /// The target acknowledged `wire_bytes` more on a lane.
-    pub(crate) fn acknowledged(&self, index: usize, ack: &Ack, wire_bytes: u64) {
+    /// The target acknowledged something on a lane.
+    pub(crate) fn acknowledged(&self, index: usize, ack: &Ack) {
         let mut state = self.state();
         let state = &mut *state;
         let lane = &mut state.lanes[index];
@@ -127,31 +133,35 @@ impl Coding {
         {
             let decode = grown(ack.decode_ns, before.decode_ns);
             let chooser = &mut state.chooser;
-            chooser.decoded(batch.kind, batch.coder, batch.content_bytes, decode);
+            chooser.decoded(&batch.load, batch.coder, batch.content_bytes, decode);
             chooser.placed(batch.stream_bytes, grown(ack.place_ns, before.place_ns));
+        }
+        // Acknowledgements of several lanes can overtake one another.
+        let now = Seen {
+            bytes: ack.seen_bytes,
+            time: Duration::from_nanos(ack.seen_ns),
+        };
+        if now.bytes > state.arrived.bytes || now == Seen::default() {
+            let time = now.time.saturating_sub(state.arrived.time);
+            state.chooser.carried(now.bytes - state.arrived.bytes, time);
+            state.arrived = now;
         }
         let window = &mut state.window;
         window.batches += arrived.len() as u64;
-        window.wire_bytes += wire_bytes;
         window.stream_bytes += ack.stream_bytes.saturating_sub(before.stream_bytes);
-        // Before the first batch there was nothing to wait for.
-        if before.stream_bytes > 0 {
-            window.target_idle += grown(ack.idle_ns, before.idle_ns);
-        }
         self.look(state, ack);
     }
 
     /// Tells the chooser what was seen, if that is enough.
     fn look(&self, state: &mut State, ack: &Ack) {
         let span = state.window.at.elapsed();
-        let span_min = Window::span_min(self.began.elapsed());
-        if state.window.batches < Window::BATCHES_MIN || span < span_min {
+        let span_min = look_span_min(self.began.elapsed());
+        if state.window.batches < LOOK_BATCHES_MIN || span < span_min {
             return;
         }
         let seen = std::mem::replace(&mut state.window, Since::now());
         let of_lanes = span.as_secs_f64() * state.lanes.len() as f64;
-        let part = |time: Duration| (time.as_secs_f64() / of_lanes).clamp(0.0, 1.0);
-        let floor = (part(seen.starved) >= STARVED && seen.stream_bytes > 0)
+        let floor = (seen.starved.as_secs_f64() >= STARVED * of_lanes && seen.stream_bytes > 0)
             .then(|| span.as_nanos() as f64 / seen.stream_bytes as f64);
         let mut source = state.spare.cores();
         let target = (ack.cores_milli > 0).then(|| ack.cores_milli as f64 / 1e3);
@@ -162,13 +172,7 @@ impl Coding {
         }
         // A floor lasts no longer than it is seen.
         state.chooser.cores(Some(source), target, Some(floor.unwrap_or(0.0)));
-        let window = Window {
-            span,
-            wire_bytes: seen.wire_bytes,
-            source_waits: part(seen.blocked),
-            target_waits: part(seen.target_idle),
-        };
-        state.chooser.window(&window, self.began.elapsed());
+        state.chooser.note(self.began.elapsed());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -212,7 +216,7 @@ pub(crate) struct LaneMeter<'a> {
     at: Mark,
     /// When the batch came.
     began: Mark,
-    kind: PageKind,
+    load: Load,
     coder: u8,
     encode: Duration,
     coded: Coded,
@@ -228,9 +232,9 @@ impl LaneMeter<'_> {
     }
 
     /// It is classified and about to be encoded: by this coder.
-    pub(crate) fn choose(&mut self, classes: &[Class]) -> u8 {
-        self.kind = PageKind::of(classes);
-        self.coder = self.coding.state().chooser.choose(self.kind);
+    pub(crate) fn choose(&mut self, batch: &Batch, classes: &[Class]) -> u8 {
+        self.load = Load::of(batch, classes);
+        self.coder = self.coding.state().chooser.choose(&self.load);
         self.at = Mark::now();
         self.coder
     }
@@ -248,7 +252,7 @@ impl LaneMeter<'_> {
             up_to: lane.sent,
             stream_bytes,
             content_bytes: coded.content_bytes,
-            kind: self.kind,
+            load: self.load,
             coder: self.coder,
         });
     }
@@ -263,8 +267,7 @@ impl LaneMeter<'_> {
             other: self.began.worked(&now).saturating_sub(self.encode),
         };
         let mut state = self.coding.state();
-        state.window.blocked += self.at.waited(&now);
-        state.chooser.encoded(self.kind, self.coder, &batch);
+        state.chooser.encoded(&self.load, self.coder, &batch);
         self.at = now;
     }
 }
@@ -273,38 +276,27 @@ impl LaneMeter<'_> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Spent {
     decode: Duration,
-    idle: Duration,
     /// Of the threads that write its pages.
     pub(crate) place: Duration,
 }
 
 /// Measures a lane's thread on the target.
 pub(crate) struct DecodeMeter {
-    at: Mark,
-    idle: Duration,
+    at: Duration,
 }
 
 impl DecodeMeter {
-    /// To be called on the lane's thread before it waits.
-    pub(crate) fn waits() -> DecodeMeter {
+    /// To be called on the lane's thread when the data is here.
+    pub(crate) fn came() -> DecodeMeter {
         DecodeMeter {
-            at: Mark::now(),
-            idle: Duration::ZERO,
+            at: processors::of_this_thread(),
         }
-    }
-
-    /// The data is here.
-    pub(crate) fn came(&mut self) {
-        let now = Mark::now();
-        self.idle = self.at.waited(&now);
-        self.at = now;
     }
 
     /// It is decoded.
     pub(crate) fn decoded(self) -> Spent {
         Spent {
-            decode: self.at.worked(&Mark::now()),
-            idle: self.idle,
+            decode: processors::of_this_thread().saturating_sub(self.at),
             place: Duration::ZERO,
         }
     }
@@ -315,12 +307,14 @@ pub(crate) struct Bill {
     spare: Spare,
     host: u64,
     at: Duration,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Bill {
     /// To be called on the writer's thread.
-    pub(crate) fn new() -> Bill {
+    pub(crate) fn new(arrivals: Arc<Arrivals>) -> Bill {
         Bill {
+            arrivals,
             spare: Spare::new(),
             host: processors::host(),
             at: processors::of_this_thread(),
@@ -332,8 +326,9 @@ impl Bill {
         let now = processors::of_this_thread();
         let place = spent.place + now.saturating_sub(std::mem::replace(&mut self.at, now));
         ack.decode_ns += spent.decode.as_nanos() as u64;
-        ack.idle_ns += spent.idle.as_nanos() as u64;
         ack.place_ns += place.as_nanos() as u64;
+        let Seen { bytes, time } = self.arrivals.seen();
+        (ack.seen_bytes, ack.seen_ns) = (bytes, time.as_nanos() as u64);
         ack.cores_milli = (self.spare.cores() * 1e3) as u64;
         ack.host = self.host;
     }

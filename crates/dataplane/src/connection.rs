@@ -1,7 +1,9 @@
 //! A TCP connection that carries frames: one [`Sender`], one [`Receiver`], used from a thread each.
 
+use crate::arrivals::Arrivals;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 use vmferry_core::wire::PREFACE;
 use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, Sequence, check_preface};
@@ -52,6 +54,7 @@ pub struct Receiver {
     sequence: Sequence,
     payload: Vec<u8>,
     patience: Option<Duration>,
+    arrivals: Option<Arc<Arrivals>>,
 }
 
 /// Closes a connection's both directions from anywhere; whoever reads or writes it gets an error.
@@ -103,7 +106,14 @@ impl Receiver {
         let header = Header::parse(&header)?;
         let mut payload = std::mem::take(&mut self.payload);
         payload.resize(header.payload_bytes, 0);
-        self.read_exact_into(&mut payload)?;
+        match self.arrivals.clone() {
+            Some(arrivals) => {
+                let here = rustix::io::ioctl_fionread(&self.stream).map_err(io::Error::from)?;
+                let missing = (payload.len() as u64).saturating_sub(here);
+                arrivals.watch(missing, || self.read_exact_into(&mut payload))?;
+            }
+            None => self.read_exact_into(&mut payload)?,
+        }
         self.payload = payload;
         self.sequence.accept(&header, &self.payload)?;
         Ok((header.kind, &self.payload))
@@ -113,6 +123,11 @@ impl Receiver {
     pub fn set_patience(&mut self, patience: Option<Duration>) -> io::Result<()> {
         self.patience = patience;
         self.stream.set_read_timeout(patience)
+    }
+
+    /// From now on, counts how fast frames arrive.
+    pub(crate) fn count_arrivals(&mut self, arrivals: Arc<Arrivals>) {
+        self.arrivals = Some(arrivals);
     }
 
     fn read_exact_into(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
@@ -157,6 +172,7 @@ fn both_directions(stream: TcpStream) -> io::Result<(Sender, Receiver)> {
             sequence: Sequence::default(),
             payload: Vec::new(),
             patience: Some(GREETING_LIMIT),
+            arrivals: None,
         },
     ))
 }
@@ -218,4 +234,32 @@ fn from_json<T: serde::de::DeserializeOwned>(kind: Kind, payload: &[u8]) -> Resu
         kind,
         why: error.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_payload_that_comes_after_its_header_is_seen_to_arrive() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_, mut receiver) = both_directions(listener.accept().unwrap().0).unwrap();
+        let arrivals = Arc::new(Arrivals::new());
+        receiver.count_arrivals(arrivals.clone());
+        let payload = vec![7; 1000];
+        let header = Sequence::default().next_header(Kind::Data, &payload).unwrap();
+        std::thread::scope(|scope| {
+            let received = scope.spawn(|| receiver.receive().map(|(_, payload)| payload.len()));
+            peer.write_all(&header).unwrap();
+            while !arrivals.are_awaited() {
+                std::thread::yield_now();
+            }
+            peer.write_all(&payload).unwrap();
+            assert_eq!(received.join().unwrap().unwrap(), payload.len());
+        });
+        let seen = arrivals.seen();
+        assert!(seen.bytes == 1000 && !seen.time.is_zero(), "{seen:?}");
+    }
 }

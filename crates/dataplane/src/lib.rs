@@ -27,6 +27,7 @@
 //! | `pace` | the limit on bandwidth |
 //! | `threads` | threads whose panic is noticed |
 
+mod arrivals;
 mod coding;
 pub mod connection;
 pub mod guest_memory;

@@ -399,7 +399,7 @@ impl Shared {
             }
             let mut stats = EncodingStats::default();
             payload.clear();
-            let coder = meter.as_mut().map_or(0, |meter| meter.choose(&classes));
+            let coder = meter.as_mut().map_or(0, |meter| meter.choose(&batch, &classes));
             let stream_bytes = batch.stream().len() as u64;
             let encoded = encode(&batch, &classes, digest, &mut encoders, coder, &mut payload, &mut stats);
             match encoded {
@@ -475,7 +475,7 @@ impl Shared {
         let wire_bytes = acknowledged.map_err(|error| error.to_string())?;
         self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
         if let Some(coding) = &self.coding {
-            coding.acknowledged(index, &ack, wire_bytes);
+            coding.acknowledged(index, &ack);
         }
         lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);
         lane.acknowledged.notify_all();

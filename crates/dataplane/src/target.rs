@@ -6,6 +6,7 @@ mod writer;
 
 use self::lane::{Lane, Next, Whole};
 use self::writer::Writer;
+use crate::arrivals::Arrivals;
 use crate::coding::DecodeMeter;
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
@@ -74,6 +75,8 @@ struct Ordered {
 struct Shared {
     settings: Settings,
     lanes: Vec<Closer>,
+    /// How fast they carry, where the source has a choice to make by it.
+    arrivals: Option<Arc<Arrivals>>,
     ordered: Mutex<Ordered>,
     qemu: Mutex<Option<UnixStream>>,
     closed: AtomicBool,
@@ -115,6 +118,7 @@ impl Target {
                 memory: memory.map(Arc::new),
                 placement: None,
             }),
+            arrivals: settings.coders.is_choice().then(|| Arc::new(Arrivals::new())),
             settings,
             qemu: Mutex::new(None),
             closed: AtomicBool::new(false),
@@ -124,7 +128,10 @@ impl Target {
         let (arrived, inbox) = bounded(lanes.len());
         let (returned, buffers) = bounded(4 * lanes.len());
         let mut senders = Vec::new();
-        for (index, (sender, receiver)) in lanes.into_iter().enumerate() {
+        for (index, (sender, mut receiver)) in lanes.into_iter().enumerate() {
+            if let Some(arrivals) = &shared.arrivals {
+                receiver.count_arrivals(arrivals.clone());
+            }
             let sender = Arc::new(Mutex::new(sender));
             senders.push(sender.clone());
             let (arrived, buffers) = (arrived.clone(), buffers.clone());
@@ -238,11 +245,8 @@ impl Shared {
             if let Ok(buffer) = buffers.try_recv() {
                 lane.decoder.recycle(buffer);
             }
-            let mut meter = self.settings.coders.is_choice().then(DecodeMeter::waits);
             let (kind, payload) = receiver.receive().map_err(|error| error.to_string())?;
-            if let Some(meter) = &mut meter {
-                meter.came();
-            }
+            let meter = self.arrivals.as_ref().map(|_| DecodeMeter::came());
             let heard = match kind {
                 Kind::Data => lane.data(payload, &*self.settings.content, meter)?,
                 Kind::Supply => Next::Complete(lane.supply(payload)?),

@@ -23,8 +23,10 @@ pub struct Ack {
     pub decode_ns: u64,
     /// Processor time of everything else that was done for them, nanoseconds.
     pub place_ns: u64,
-    /// How long this lane's thread waited for data, nanoseconds.
-    pub idle_ns: u64,
+    /// Bytes that arrived while the target looked on, on any lane of the session.
+    pub seen_bytes: u64,
+    /// How long at least one lane looked on, nanoseconds.
+    pub seen_ns: u64,
     /// Thousandths of processors that the target's host has for this at present; 0 if it does not know.
     pub cores_milli: u64,
     /// Tells hosts apart: both sides are on one if the source's is the same; 0 if it does not know.
@@ -33,7 +35,7 @@ pub struct Ack {
 
 impl Ack {
     /// Bytes of an encoded acknowledgement.
-    pub const BYTES: usize = 56;
+    pub const BYTES: usize = 64;
     /// Bytes of the part that every version writes.
     const BYTES_MIN: usize = 16;
 
@@ -44,7 +46,8 @@ impl Ack {
             self.wire_bytes,
             self.decode_ns,
             self.place_ns,
-            self.idle_ns,
+            self.seen_bytes,
+            self.seen_ns,
             self.cores_milli,
             self.host,
         ];
@@ -65,7 +68,8 @@ impl Ack {
             wire_bytes: next(),
             decode_ns: next(),
             place_ns: next(),
-            idle_ns: next(),
+            seen_bytes: next(),
+            seen_ns: next(),
             cores_milli: next(),
             host: next(),
         })
@@ -326,9 +330,10 @@ mod tests {
             wire_bytes: u64::MAX,
             decode_ns: 3,
             place_ns: 4,
-            idle_ns: 5,
-            cores_milli: 6,
-            host: 7,
+            seen_bytes: 5,
+            seen_ns: 6,
+            cores_milli: 7,
+            host: 8,
         };
         assert_eq!(Ack::decode(&ack.encode()), Some(ack));
         assert_eq!(Ack::decode(&[0; 15]), None);

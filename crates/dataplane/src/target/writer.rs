@@ -62,7 +62,7 @@ impl Writer {
         // but a source that cuts such batches is idle and has nothing ahead.
         let window = lanes.len() as u64 * LANE_CREDIT_BYTES_MAX;
         Self {
-            bill: shared.settings.coders.is_choice().then(Bill::new),
+            bill: shared.arrivals.clone().map(Bill::new),
             shared,
             acks: vec![Ack::default(); lanes.len()],
             lanes,

@@ -74,10 +74,8 @@ pub struct Coding {
     pub batches: u64,
     /// How many of them tried out another coder.
     pub probes: u64,
-    /// What the link carries, bytes a second.
-    pub link_bytes_per_s: f64,
-    /// Whether that was measured; otherwise it is a guess, since the link was never the slowest part.
-    pub link_measured: bool,
+    /// What the link carries, bytes a second; absent if nothing was seen of it yet.
+    pub link_bytes_per_s: Option<f64>,
     /// Bytes on the wire for a byte coded.
     pub ratio: f64,
     /// Processor time to encode a byte, nanoseconds.

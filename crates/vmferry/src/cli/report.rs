@@ -205,15 +205,15 @@ fn coding(report: &Report) -> Option<Table> {
     ];
     let mut table = Table::new(headings).left(3);
     for stretch in &report.coding {
-        // A guess says only that the link was never the slowest part.
-        let mark = if stretch.link_measured { "" } else { "?" };
         table.row([
             milliseconds(stretch.from_ms as f64),
             stretch.pages.clone(),
             stretch.coder.clone(),
             count(stretch.batches),
             count(stretch.probes),
-            format!("{}/s{mark}", bytes(stretch.link_bytes_per_s as u64)),
+            stretch
+                .link_bytes_per_s
+                .map_or("?".to_owned(), |rate| format!("{}/s", bytes(rate as u64))),
             format!("{:.3}", stretch.ratio),
             format!("{:.2} ns/B", stretch.encode_ns_per_byte),
             format!("{:.2} ns/B", stretch.decode_ns_per_byte),
@@ -423,8 +423,7 @@ migration   000000000000000000000000000000a5
             coder: "zstd-1".to_owned(),
             batches: 40,
             probes: 2,
-            link_bytes_per_s: 1.25e8,
-            link_measured: false,
+            link_bytes_per_s: None,
             ratio: 0.3,
             encode_ns_per_byte: 2.4,
             decode_ns_per_byte: 1.1,
@@ -438,7 +437,7 @@ migration   000000000000000000000000000000a5
             "fresh",
             "zstd-1",
             "40",
-            "/s?",
+            "?",
             "0.300",
             "2.40 ns/B",
             "1.5 and 2.0",

@@ -1,7 +1,6 @@
 //! What each coder costs and saves, by kind of page.
 
-use super::super::{Coded, delta, known::Class};
-use super::recorded;
+use super::{kind::PageKind, recorded};
 use serde::{Deserialize, Serialize};
 
 /// What a coder costs and saves per byte of content: pages that have to be sent, differences, other records.
@@ -15,49 +14,20 @@ pub struct Cost {
     pub ratio: f64,
 }
 
-/// Kinds of pages that coders treat differently enough to choose for each. (Pages that no coder makes smaller are found one
-/// by one, and cross as they are with any coder.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PageKind {
-    /// Pages that the target has no version of.
-    Fresh,
-    /// Pages that cross as their difference to what the target holds.
-    Changed,
-}
-
-impl PageKind {
-    /// All of them.
-    pub const ALL: [PageKind; 2] = [PageKind::Fresh, PageKind::Changed];
-
-    /// What most of a batch's pages that have to be sent are.
-    pub fn of(classes: &[Class]) -> PageKind {
-        let (mut fresh, mut changed) = (0, 0);
-        for class in classes {
-            match class {
-                Class::New { changed: Some(lines) } if delta::is_close(*lines) => changed += 1,
-                Class::New { .. } => fresh += 1,
-                Class::Same | Class::Copy { .. } | Class::Content { .. } => {}
-            }
-        }
-        match changed > fresh {
-            true => PageKind::Changed,
-            false => PageKind::Fresh,
+impl Cost {
+    /// That of content of which a part (0 to 1) costs as the other does.
+    pub(super) fn blend(&self, other: &Cost, part: f64) -> Cost {
+        let blend = |this: f64, other: f64| this + part * (other - this);
+        Cost {
+            encode_ns_per_byte: blend(self.encode_ns_per_byte, other.encode_ns_per_byte),
+            decode_ns_per_byte: blend(self.decode_ns_per_byte, other.decode_ns_per_byte),
+            ratio: blend(self.ratio, other.ratio),
         }
     }
 }
 
-impl std::fmt::Display for PageKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            PageKind::Fresh => "fresh",
-            PageKind::Changed => "changed",
-        })
-    }
-}
-
-/// Weight of the latest batch in an average: about the last ten count.
-const WEIGHT: f64 = 0.2;
+/// Weight of the latest batch in an average: about the last four count. Pages change more than measurements err.
+const WEIGHT: f64 = 0.5;
 
 /// Less content than that says nothing about a coder: what a call costs by itself would count as the coder's, bytes.
 pub const CONTENT_BYTES_MIN: u64 = 16 * 1024;
@@ -67,8 +37,10 @@ pub const CONTENT_BYTES_MIN: u64 = 16 * 1024;
 pub(super) struct Average(Option<f64>);
 
 impl Average {
-    pub(super) fn add(&mut self, value: f64) {
-        self.0 = Some(self.0.map_or(value, |average| average + WEIGHT * (value - average)));
+    /// Returns the average with this value in it.
+    pub(super) fn add(&mut self, value: f64) -> f64 {
+        let average = self.0.map_or(value, |average| average + WEIGHT * (value - average));
+        *self.0.insert(average)
     }
 
     pub(super) fn get(self) -> Option<f64> {
@@ -85,13 +57,17 @@ const APART_MAX: f64 = 3.0;
 
 /// One figure of all coders, as a factor of what was recorded. Pages change from batch to batch, and with them the figures of
 /// all coders; each coder is measured only on the batches that it had. So there is one factor for what the pages are like now,
-/// which every coder's batches teach, and one for each coder by which it differs.
+/// which every coder's batches teach, and one for each coder by which it differs. The latter is learned where two coders meet:
+/// what changes while the coder stays is the pages.
 #[derive(Clone, Debug)]
 struct Factor {
     pages: Average,
     apart: Vec<f64>,
-    /// Batches that each coder had.
+    /// Batches that each coder had, and those of them behind another coder's.
     batches: Vec<u32>,
+    compared: Vec<u32>,
+    /// The coder of the last batch.
+    last: Option<usize>,
 }
 
 impl Factor {
@@ -100,28 +76,46 @@ impl Factor {
             pages: Average::default(),
             apart: vec![1.0; coders],
             batches: vec![0; coders],
+            compared: vec![0; coders],
+            last: None,
         }
     }
 
     fn add(&mut self, coder: usize, factor: f64) {
-        let (Some(apart), Some(batches)) = (self.apart.get_mut(coder), self.batches.get_mut(coder)) else {
+        if coder >= self.apart.len() {
             return;
-        };
-        *batches += 1;
+        }
+        self.batches[coder] += 1;
+        let after_another = self.last.replace(coder) != Some(coder);
         if let Some(pages) = self.pages.get()
+            && after_another
             && pages > 0.1
         {
+            self.compared[coder] += 1;
             let now = (factor / pages).clamp(1.0 / APART_MAX, APART_MAX);
-            let weight = (1.0 / f64::from(*batches)).max(APART_WEIGHT_MIN);
-            *apart += weight * (now - *apart);
+            let weight = (1.0 / f64::from(self.compared[coder])).max(APART_WEIGHT_MIN);
+            self.apart[coder] += weight * (now - self.apart[coder]);
         }
-        self.pages.add(factor / *apart);
+        self.pages.add(factor / self.apart[coder]);
     }
 
     fn of(&self, coder: usize) -> f64 {
         self.pages.get().unwrap_or(1.0) * self.apart[coder]
     }
 }
+
+/// The part by which a coder may be better than assumed that was never measured: the recorded ones differ from one another
+/// by about as much.
+const LUCK_UNKNOWN: f64 = 0.6;
+
+/// How fast that shrinks: a coder measured once may still be an eighth better.
+const LUCK_SHRINKS: f64 = 4.0;
+
+/// Batches of a kind of page after which a coder's measurements count half.
+const OLD_BATCHES: f64 = 32.0;
+
+/// No coder is faster than that part of what was recorded: where the rest of a batch is estimated, less can seem to be left.
+const FACTOR_MIN: f64 = 0.05;
 
 /// All coders on one kind of page.
 #[derive(Clone, Debug)]
@@ -139,9 +133,10 @@ pub(super) struct Costs {
 
 impl Costs {
     /// As they were recorded for this kind.
-    pub(super) fn recorded(kind: PageKind, coders: usize) -> Costs {
+    pub(super) fn recorded(kind: PageKind, is_dense: bool, coders: usize) -> Costs {
+        let assumed = |number| recorded::assumed(kind, is_dense, number);
         Costs {
-            assumed: (0..coders).map(|number| recorded::assumed(kind, number)).collect(),
+            assumed: (0..coders).map(assumed).collect(),
             encode: Factor::new(coders),
             decode: Factor::new(coders),
             density: Factor::new(coders),
@@ -150,42 +145,47 @@ impl Costs {
         }
     }
 
-    /// A batch was encoded in so many nanoseconds.
-    pub(super) fn encoded(&mut self, coder: u8, coded: &Coded, encode_ns: f64) {
+    /// So much of a batch was encoded in so many nanoseconds.
+    pub(super) fn encoded(&mut self, coder: u8, content_bytes: f64, wire_bytes: f64, encode_ns: f64) {
         self.batches += 1;
         let number = usize::from(coder);
         let Some(assumed) = self.assumed.get(number) else {
             return;
         };
-        if coded.content_bytes < CONTENT_BYTES_MIN {
+        if content_bytes < CONTENT_BYTES_MIN as f64 {
             return;
         }
-        let content = coded.content_bytes as f64;
-        self.encode
-            .add(number, encode_ns / content / assumed.encode_ns_per_byte);
         // No coding at all says nothing about how dense the pages are.
         if assumed.ratio < RATIO_MAX {
-            let ratio = (coded.wire_bytes as f64 / content).clamp(1e-4, 1.0);
-            self.density.add(number, ratio.ln() / assumed.ratio.ln());
+            let ratio = (wire_bytes / content_bytes).clamp(1e-4, 1.0);
+            let density = ratio.ln() / assumed.ratio.ln();
+            self.density.add(number, density);
         }
+        let encode = encode_ns / content_bytes / assumed.encode_ns_per_byte;
+        self.encode.add(number, encode.max(FACTOR_MIN));
         self.measured_at[number] = Some(self.batches);
     }
 
-    /// A batch was decoded in so many nanoseconds.
-    pub(super) fn decoded(&mut self, coder: u8, content_bytes: u64, decode_ns: f64) {
+    /// So much of a batch was decoded in so many nanoseconds.
+    pub(super) fn decoded(&mut self, coder: u8, content_bytes: f64, decode_ns: f64) {
         let number = usize::from(coder);
         if let Some(assumed) = self.assumed.get(number)
-            && content_bytes >= CONTENT_BYTES_MIN
+            && content_bytes >= CONTENT_BYTES_MIN as f64
         {
-            let decode = decode_ns / content_bytes as f64;
-            self.decode.add(number, decode / assumed.decode_ns_per_byte);
+            let decode = decode_ns / content_bytes / assumed.decode_ns_per_byte;
+            self.decode.add(number, decode.max(FACTOR_MIN));
         }
     }
 
-    /// Batches since the coder was measured; `None` if it never was.
-    pub(super) fn age(&self, coder: u8) -> Option<u64> {
-        let measured_at = (*self.measured_at.get(usize::from(coder))?)?;
-        Some(self.batches - measured_at)
+    /// The part by which the coder may turn out better than [`of`](Self::of) says: much if it was never measured, less with
+    /// each measurement, none of which is exact, and more again the longer ago they were.
+    pub(super) fn luck(&self, coder: u8) -> f64 {
+        let number = usize::from(coder);
+        let measurements = self.measured_at[number].map_or(0.0, |at| {
+            let age = (self.batches - at) as f64;
+            f64::from(self.encode.batches[number]) / (1.0 + age / OLD_BATCHES)
+        });
+        LUCK_UNKNOWN / (1.0 + LUCK_SHRINKS * measurements)
     }
 
     /// What the coder costs on the pages of the last batches, as far as one can know.

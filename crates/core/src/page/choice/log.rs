@@ -1,10 +1,7 @@
 //! What was chosen over stretches of time, and the figures behind it: what `--explain` shows.
 
 use super::super::lz::CodecSettings;
-use super::{
-    costs::{Cost, PageKind},
-    predict::Prediction,
-};
+use super::{costs::Cost, kind::PageKind, predict::Prediction};
 
 /// The most stretches that are kept; later ones are left out.
 pub const STRETCHES_MAX: usize = 200;
@@ -24,14 +21,12 @@ pub struct Stretch {
     pub coder: u8,
     /// The coder.
     pub settings: CodecSettings,
-    /// The part of the stream that had to be coded.
+    /// The part of the stream that had to be coded, in the last batch before it.
     pub content: f64,
     /// What the coder cost.
     pub cost: Cost,
-    /// What the link carries, bytes a second.
+    /// What the link carries, bytes a second; infinite if nothing was seen of it yet.
     pub link_bytes_per_s: f64,
-    /// Whether that was measured; otherwise it is a guess.
-    pub link_measured: bool,
     /// Processors to spare on the source.
     pub source_cores: f64,
     /// And on the target.

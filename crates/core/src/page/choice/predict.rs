@@ -5,7 +5,7 @@ use super::costs::Cost;
 /// What a session has to work with, whatever the coder.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conditions {
-    /// What the link carries, bytes a second; infinite where it never was the slowest.
+    /// What the link carries, bytes a second; infinite where nothing was seen of it.
     pub link_bytes_per_s: f64,
     /// Processors that the source has for this, on average; a busy host has fewer than it is made of.
     pub source_cores: f64,
@@ -34,8 +34,8 @@ pub struct Prediction {
     pub target: f64,
     /// Of the pipeline: its slowest stage.
     pub total: f64,
-    /// Processor time of both sides.
-    pub cpu: f64,
+    /// Of all stages together: of two coders as fast, the one with less leaves more room for what varies, and for others.
+    pub work: f64,
 }
 
 /// What a byte of the stream takes of which `content` (0 to 1, or a little more) has to be coded, at that cost.
@@ -56,7 +56,7 @@ pub fn predict(cost: &Cost, content: f64, on: &Conditions) -> Prediction {
         source,
         target,
         total: link.max(source).max(target).max(on.floor_ns_per_byte),
-        cpu: source_cpu + target_cpu,
+        work: link + source + target,
     }
 }
 

@@ -1,7 +1,10 @@
 //! Costs as the example `coder_costs` measured them once, on one machine: what a choice starts from, and what its simulation
 //! runs on. On another machine the proportions between coders hold better than the figures; measuring replaces both.
 
-use super::costs::{Cost, PageKind};
+use super::{
+    costs::Cost,
+    kind::{Load, PageKind},
+};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
@@ -33,11 +36,16 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Which kind of page a choice takes this for.
-    pub fn kind(&self) -> PageKind {
-        match self.name.ends_with(CHANGED) {
-            true => PageKind::Changed,
-            false => PageKind::Fresh,
+    /// What a choice is told of a batch of it.
+    pub fn load(&self) -> Load {
+        let is_dense = self.coders.iter().all(|coder| coder.ratio > 0.9);
+        Load {
+            kind: match self.name.ends_with(CHANGED) {
+                true => PageKind::Changed,
+                false => PageKind::Fresh,
+            },
+            content: self.content,
+            dense: f64::from(u8::from(is_dense)),
         }
     }
 }
@@ -51,14 +59,15 @@ pub fn recorded() -> &'static Recorded {
     &RECORDED
 }
 
-/// What to assume of a coder before it was measured on pages of this kind: the middle of what was recorded. The coder is one
-/// of [`Coders::auto`](super::super::Coders::auto), by its number.
-pub fn assumed(kind: PageKind, coder: usize) -> Cost {
-    // Content that nothing makes smaller says nothing about coders.
+/// What to assume of a coder before it was measured on such pages: the middle of what was recorded. The coder is one of
+/// [`Coders::auto`](super::super::Coders::auto), by its number.
+pub(super) fn assumed(kind: PageKind, is_dense: bool, coder: usize) -> Cost {
     let of_kind = || {
-        let compressible = |pages: &&Pages| pages.coders.last().is_some_and(|last| last.ratio < 0.9);
-        let pages = recorded().pages.iter().filter(|pages| pages.kind() == kind);
-        pages.filter(compressible).filter_map(|pages| pages.coders.get(coder))
+        let pages = recorded().pages.iter().filter(move |pages| {
+            let load = pages.load();
+            load.kind == kind && (load.dense > 0.5) == is_dense
+        });
+        pages.filter_map(move |pages| pages.coders.get(coder))
     };
     let middle = |of: fn(&Cost) -> f64| {
         let mut all: Vec<f64> = of_kind().map(of).collect();
@@ -82,8 +91,8 @@ mod tests {
             assert_eq!(pages.coders.len(), Coders::auto().len(), "{}", pages.name);
         }
         for kind in PageKind::ALL {
-            let light = assumed(kind, 1);
-            let heavy = assumed(kind, Coders::auto().len() - 1);
+            let light = assumed(kind, false, 1);
+            let heavy = assumed(kind, false, Coders::auto().len() - 1);
             assert!(heavy.ratio < light.ratio, "{kind}: heavier coders save more");
             assert!(
                 heavy.encode_ns_per_byte > light.encode_ns_per_byte,

@@ -3,13 +3,12 @@
 //! Batches pass three stages in order, each of which works on one batch at a time at the speed of all its processors, with
 //! room for a few batches between two stages; where both sides share processors, the first stage does both sides' work.
 //! The chooser hears what it would hear from the data plane, when it would: times with noise, acknowledgements when the
-//! batch left the last stage, and windows of waiting times.
+//! batch left the last stage, and what the target saw arrive.
 
 use super::{
     chooser::{Chooser, Encoded},
-    costs::Cost,
-    link::Window,
-    recorded::{Pages, recorded},
+    mixes::{Content, Mix},
+    recorded::recorded,
 };
 use crate::limits::BATCH_BYTES;
 use crate::page::{Coded, Coders};
@@ -37,8 +36,10 @@ pub struct Session<'a> {
     pub shared: bool,
     /// How much slower than the recording machine both hosts are.
     pub slowness: f64,
-    /// The content of the batches, in turn; each stands for [`BATCH_BYTES`] of stream.
-    pub batches: Vec<&'a Pages>,
+    /// What it sends.
+    pub mix: &'a Mix,
+    /// Where the errors of measurements come from.
+    pub seed: u64,
 }
 
 /// What is to be compared.
@@ -51,14 +52,13 @@ pub enum Policy {
 }
 
 /// A batch that is on its way: when it arrives, and what the chooser then hears.
-struct OnTheWay {
+struct OnTheWay<'a> {
     arrives: f64,
-    /// How long the last stage had waited for it.
-    idle: f64,
-    batch: usize,
+    /// The part of it that the target saw arrive.
+    seen: f64,
+    content: &'a Content,
     coder: u8,
-    wire_bytes: u64,
-    decode_ns: f64,
+    work: Work,
 }
 
 impl Session<'_> {
@@ -67,70 +67,81 @@ impl Session<'_> {
         self.source_cores.clamp(1.0, LANES_DEFAULT_MAX) as u16
     }
 
+    fn batches(&self) -> impl Iterator<Item = &Content> {
+        self.mix.batches.iter().map(|number| &self.mix.contents[*number])
+    }
+
     /// The session's length under a policy, seconds.
     pub fn seconds(&self, policy: Policy) -> f64 {
+        match policy {
+            Policy::Fixed(coder) => self.fixed(coder),
+            Policy::Chosen => self.chosen(),
+        }
+    }
+
+    fn fixed(&self, coder: u8) -> f64 {
+        let mut stages = Stages::new(usize::from(self.lanes()));
+        for content in self.batches() {
+            stages.pass(&self.work(content, coder).stages);
+        }
+        stages.end()
+    }
+
+    fn chosen(&self) -> f64 {
         let lanes = self.lanes();
         let mut chooser = Chooser::new(Coders::auto(), lanes, self.source_cores, None);
         chooser.cores(None, Some(self.target_cores), None);
         if self.shared {
             chooser.on_one_host();
         }
-        // What each stage had done with every batch, and when the window began.
         let mut stages = Stages::new(usize::from(lanes));
-        let mut on_the_way: VecDeque<OnTheWay> = VecDeque::new();
-        let mut window = Seen::default();
-        let mut noise = Noise(1);
-        for (number, pages) in self.batches.iter().enumerate() {
+        let mut on_the_way: VecDeque<OnTheWay<'_>> = VecDeque::new();
+        let mut noise = Random(self.seed);
+        for content in self.batches() {
             let now = stages.next_start();
             while let Some(arrived) = on_the_way.pop_front_if(|batch| batch.arrives <= now) {
-                let content = self.batches[arrived.batch];
-                let time = Duration::from_secs_f64(arrived.decode_ns * noise.factor() / 1e9);
-                chooser.decoded(content.kind(), arrived.coder, content_bytes(content), time);
-                let other = BATCH_BYTES as f64 * recorded().target_ns_per_byte * self.slowness;
-                chooser.placed(BATCH_BYTES as u64, Duration::from_secs_f64(other / 1e9));
-                window.batches += 1;
-                window.wire_bytes += arrived.wire_bytes;
-                // Before the first batch there was nothing to wait for.
-                window.idle += if arrived.batch == 0 { 0.0 } else { arrived.idle };
+                self.hear(&arrived, &mut chooser, &mut noise);
             }
-            window.source_waits += stages.waits_for_room();
-            if let Some(seen) = window.close(now) {
-                chooser.window(&seen, Duration::from_secs_f64(now));
-            }
-            let coder = match policy {
-                Policy::Fixed(coder) => coder,
-                Policy::Chosen => chooser.choose(pages.kind()),
-            };
-            let cost = pages.coders[usize::from(coder)];
-            let work = self.work(&cost, pages.content);
-            let (arrives, idle) = stages.pass(&work.stages);
-            let encode = Duration::from_secs_f64(work.encode_ns * noise.factor() / 1e9);
+            let coder = chooser.choose(&content.load);
+            let work = self.work(content, coder);
+            let (arrives, seen) = stages.pass(&work.stages);
             let batch = Encoded {
                 stream_bytes: BATCH_BYTES as u64,
                 coded: Coded {
-                    content_bytes: content_bytes(pages),
+                    content_bytes: content_bytes(content),
                     wire_bytes: work.wire_bytes,
                 },
-                encode,
-                other: Duration::from_secs_f64(work.source_other_ns / 1e9),
+                encode: noise.measured(work.encode_ns),
+                other: noise.measured(work.source_other_ns),
             };
-            chooser.encoded(pages.kind(), coder, &batch);
+            chooser.encoded(&content.load, coder, &batch);
             chooser.cores(None, None, Some(work.starved.unwrap_or(0.0)));
             on_the_way.push_back(OnTheWay {
                 arrives,
-                idle,
-                batch: number,
+                seen,
+                content,
                 coder,
-                wire_bytes: work.wire_bytes,
-                decode_ns: work.decode_ns,
+                work,
             });
         }
         stages.end()
     }
 
-    fn work(&self, cost: &Cost, content: f64) -> Work {
+    fn hear(&self, batch: &OnTheWay<'_>, chooser: &mut Chooser, noise: &mut Random) {
+        let OnTheWay {
+            seen, content, work, ..
+        } = batch;
+        let bytes = work.wire_bytes as f64 * seen;
+        chooser.carried(bytes as u64, noise.measured(work.stages[1] * seen * 1e9));
+        let decode = noise.measured(work.decode_ns);
+        chooser.decoded(&content.load, batch.coder, content_bytes(content), decode);
+        chooser.placed(BATCH_BYTES as u64, noise.measured(work.target_other_ns));
+    }
+
+    fn work(&self, content: &Content, coder: u8) -> Work {
+        let cost = &content.coders[usize::from(coder)];
         let bytes = BATCH_BYTES as f64;
-        let content = bytes * content;
+        let content = bytes * content.load.content;
         let slow = self.slowness;
         let lanes = f64::from(self.lanes());
         let source_other_ns = bytes * recorded().source_ns_per_byte * slow;
@@ -155,14 +166,15 @@ impl Session<'_> {
             encode_ns,
             decode_ns,
             source_other_ns,
+            target_other_ns,
             starved,
         }
     }
 }
 
-/// Bytes of a batch of such pages that have to be coded.
-fn content_bytes(pages: &Pages) -> u64 {
-    (BATCH_BYTES as f64 * pages.content) as u64
+/// Bytes of a batch that have to be coded.
+fn content_bytes(content: &Content) -> u64 {
+    (BATCH_BYTES as f64 * content.load.content) as u64
 }
 
 /// What a batch takes.
@@ -172,6 +184,7 @@ struct Work {
     encode_ns: f64,
     decode_ns: f64,
     source_other_ns: f64,
+    target_other_ns: f64,
     /// What QEMU takes per byte of its stream, where it is the slowest so that this shows.
     starved: Option<f64>,
 }
@@ -208,23 +221,20 @@ impl Stages {
         self.done[0].max(self.room_at(0))
     }
 
-    /// How long the first stage has to wait for that.
-    fn waits_for_room(&self) -> f64 {
-        self.next_start() - self.done[0]
-    }
-
-    /// Takes a batch through; returns when it is done, and how long the last stage had waited for it.
+    /// Takes a batch through; returns when it is done, and the part of it that the last stage saw arrive: what arrives while
+    /// it is at work on the batch before is there when it looks.
     fn pass(&mut self, work: &[f64; 3]) -> (f64, f64) {
         let start = self.next_start();
         self.done[0] = start + work[0];
         let start = self.done[0].max(self.done[1]).max(self.room_at(1));
         self.began(0, start);
         self.done[1] = start + work[1];
-        let start = self.done[1].max(self.done[2]);
-        let idle = start - self.done[2];
+        let arrived = self.done[1];
+        let seen = (arrived - start.max(self.done[2])).max(0.0) / work[1];
+        let start = arrived.max(self.done[2]);
         self.began(1, start);
         self.done[2] = start + work[2];
-        (self.done[2], idle)
+        (self.done[2], seen)
     }
 
     fn began(&mut self, stage: usize, at: f64) {
@@ -239,43 +249,31 @@ impl Stages {
     }
 }
 
-/// What the source sees of the link.
-#[derive(Default)]
-struct Seen {
-    since: f64,
-    batches: u64,
-    wire_bytes: u64,
-    source_waits: f64,
-    idle: f64,
-}
+/// Numbers that look random, in an order that repeats in each run.
+pub(super) struct Random(pub(super) u64);
 
-impl Seen {
-    fn close(&mut self, now: f64) -> Option<Window> {
-        let span = now - self.since;
-        let span_min = Window::span_min(Duration::from_secs_f64(now)).as_secs_f64();
-        if self.batches < Window::BATCHES_MIN || span < span_min {
-            return None;
-        }
-        let seen = std::mem::take(self);
-        self.since = now;
-        Some(Window {
-            span: Duration::from_secs_f64(span),
-            wire_bytes: seen.wire_bytes,
-            source_waits: (seen.source_waits / span).clamp(0.0, 1.0),
-            target_waits: (seen.idle / span).clamp(0.0, 1.0),
-        })
-    }
-}
-
-/// Measurements are never exact: a tenth too much or too little, in an order that repeats in each run.
-struct Noise(u64);
-
-impl Noise {
-    fn factor(&mut self) -> f64 {
+impl Random {
+    /// From 0 to 1.
+    pub(super) fn unit(&mut self) -> f64 {
         self.0 = self
             .0
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
-        0.9 + 0.2 * (self.0 >> 40) as f64 / (1u64 << 24) as f64
+        (self.0 >> 40) as f64 / (1u64 << 24) as f64
+    }
+
+    /// Less than `end`.
+    pub(super) fn below(&mut self, end: usize) -> usize {
+        (self.unit() * end as f64) as usize
+    }
+
+    /// Between two numbers, as likely in each power of two.
+    pub(super) fn between(&mut self, least: f64, most: f64) -> f64 {
+        least * (most / least).powf(self.unit())
+    }
+
+    /// So many nanoseconds, as measured: no measurement is exact, this one is a tenth off at most.
+    fn measured(&mut self, ns: f64) -> Duration {
+        Duration::from_secs_f64(ns * (0.9 + 0.2 * self.unit()) / 1e9)
     }
 }
