@@ -19,7 +19,7 @@ mod agents;
 mod goals;
 pub(crate) mod load;
 mod markdown;
-mod mode;
+pub(crate) mod mode;
 mod movers;
 pub(crate) mod plan;
 mod plot;
@@ -27,7 +27,7 @@ mod rate;
 mod records;
 mod results;
 mod select;
-mod usage;
+pub(crate) mod usage;
 pub(crate) mod world;
 
 use std::fs;
@@ -102,15 +102,7 @@ fn measure(args: &BenchArgs, workload: Workload, binary: &Path, results: &mut Re
     let mut guests = Pair::boot(&labs, workload, binary)?;
     let bytes_per_s = guests.of_qemu.background_bytes_per_s()?;
     results.background.push(Background { workload, bytes_per_s });
-    // Not counted: agents look at their QEMU once, and programs are read from disk. Where a run begins with a move that is not
-    // counted, that is it.
-    if workload != Workload::Return {
-        for mode in [Mode::Vmferry, Mode::MultifdZstd] {
-            for _ in 0..2 {
-                guests.of(mode).measure(mode, Link::FAST).context("warming up")?;
-            }
-        }
-    }
+    guests.warm_up(workload)?;
     for Selected { link, modes } in args.cases(workload) {
         let mut able = Vec::new();
         for mode in modes {
@@ -138,21 +130,36 @@ fn measure(args: &BenchArgs, workload: Workload, binary: &Path, results: &mut Re
 }
 
 /// Two guests alike.
-struct Pair<'lab> {
+pub(crate) struct Pair<'lab> {
     of_vmferry: World<'lab>,
     of_qemu: World<'lab>,
 }
 
 impl<'lab> Pair<'lab> {
-    fn boot(labs: &'lab (Lab, Lab), workload: Workload, binary: &Path) -> Result<Self> {
+    /// Boots both, each on hosts of its own, and fills them.
+    pub(crate) fn boot(labs: &'lab (Lab, Lab), workload: Workload, binary: &Path) -> Result<Self> {
         Ok(Self {
             of_vmferry: World::of_vmferry(&labs.0, workload, binary).context("the guest that vmferry moves")?,
             of_qemu: World::of_qemu(&labs.1, workload).context("the guest that QEMU moves")?,
         })
     }
 
+    /// Moves that are not counted: agents look at their QEMU once, and programs are read from disk. Where a run begins with a
+    /// move that is not counted, that is it.
+    pub(crate) fn warm_up(&mut self, workload: Workload) -> Result<()> {
+        if workload == Workload::Return {
+            return Ok(());
+        }
+        for mode in [Mode::Vmferry, Mode::MultifdZstd] {
+            for _ in 0..2 {
+                self.of(mode).measure(mode, Link::FAST).context("warming up")?;
+            }
+        }
+        Ok(())
+    }
+
     /// The one that `mode` moves.
-    fn of(&mut self, mode: Mode) -> &mut World<'lab> {
+    pub(crate) fn of(&mut self, mode: Mode) -> &mut World<'lab> {
         if mode.is_of_qemu() {
             &mut self.of_qemu
         } else {
@@ -160,7 +167,8 @@ impl<'lab> Pair<'lab> {
         }
     }
 
-    fn check(&mut self) -> Result<()> {
+    /// Has both compare all that was written with what is there.
+    pub(crate) fn check(&mut self) -> Result<()> {
         self.of_vmferry.check().context("the guest that vmferry moved")?;
         self.of_qemu.check().context("the guest that QEMU moved")
     }

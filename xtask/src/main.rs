@@ -3,6 +3,7 @@
 mod bench;
 mod capture;
 mod demo;
+mod profile;
 mod redis;
 mod screen;
 mod setup;
@@ -25,6 +26,8 @@ enum Command {
     Demo,
     /// Measure vmferry beside QEMU's own migrations: results.json, RESULTS.md, results.svg.
     Bench(bench::BenchArgs),
+    /// Show where the processor time of a move goes, by `perf`.
+    Profile(profile::ProfileArgs),
     /// Keep QEMU's migration stream of a guest at work in a file.
     Capture(capture::CaptureArgs),
 }
@@ -34,6 +37,7 @@ fn main() -> Result<()> {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Capture(args) => capture::run(&args),
     }
 }

@@ -16,8 +16,36 @@ use vmferry_e2e::usage::Cpu;
 /// A process that ends takes the figures since the last sample with it; a sample takes about 1 ms.
 const INTERVAL: Duration = Duration::from_millis(40);
 
+/// Who looks closer at a move while the benchmark measures it.
+pub(crate) trait Observer {
+    /// The guest is about to be moved away from `from`.
+    fn begins(&mut self, from: Host) -> Result<()>;
+    /// It was moved, and `usage` has what ran meanwhile.
+    fn ends(&mut self, usage: &Usage) -> Result<()>;
+}
+
+/// Nobody.
+impl Observer for () {
+    fn begins(&mut self, _from: Host) -> Result<()> {
+        Ok(())
+    }
+
+    fn ends(&mut self, _usage: &Usage) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A process that ran on one of the hosts.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) pid: u32,
+    pub(crate) host: Host,
+    /// Its program, cut as the kernel does.
+    pub(crate) name: String,
+}
+
 /// What all processes on both hosts used meanwhile.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Usage {
     /// Processor time without QEMU's vCPU threads: those are the guest's own work.
     pub(crate) cpu: Duration,
@@ -27,6 +55,8 @@ pub(crate) struct Usage {
     pub(crate) source_agent_bytes: u64,
     /// The same of the target's.
     pub(crate) target_agent_bytes: u64,
+    /// All whose time is counted.
+    pub(crate) processes: Vec<Seen>,
 }
 
 /// Watches the two hosts until told to finish.
@@ -42,7 +72,7 @@ impl Watch {
         for host in [Host::A, Host::B] {
             let namespace = Path::new("/run/netns").join(lab.namespace(host));
             let metadata = fs::metadata(&namespace).with_context(|| format!("reading {}", namespace.display()))?;
-            hosts.push(format!("net:[{}]", metadata.ino()));
+            hosts.push((host, format!("net:[{}]", metadata.ino())));
         }
         let mut tally = Tally {
             agents,
@@ -73,9 +103,9 @@ impl Watch {
     }
 }
 
-/// Processor time of one process.
-#[derive(Clone, Copy, Default)]
+/// One process and its processor time.
 struct Process {
+    seen: Seen,
     before: Duration,
     now: Duration,
 }
@@ -91,7 +121,7 @@ struct Tally {
 
 impl Tally {
     /// Processes may end at any moment of this: they are then left out.
-    fn sample(&mut self, hosts: &[String]) {
+    fn sample(&mut self, hosts: &[(Host, String)]) {
         let mut memory = 0;
         let Ok(listed) = fs::read_dir("/proc") else { return };
         for entry in listed.filter_map(Result::ok) {
@@ -99,13 +129,25 @@ impl Tally {
                 continue;
             };
             let folder = entry.path();
-            let on_a_host =
-                fs::read_link(folder.join("ns/net")).is_ok_and(|link| hosts.iter().any(|host| link == Path::new(host)));
-            if !on_a_host {
+            let Ok(namespace) = fs::read_link(folder.join("ns/net")) else {
                 continue;
-            }
-            if let Ok(cpu) = Cpu::of(pid) {
-                self.processes.entry(pid).or_default().now = cpu.host();
+            };
+            let Some((host, _)) = hosts.iter().find(|(_, name)| namespace == Path::new(name)) else {
+                continue;
+            };
+            if let (Ok(cpu), Ok(name)) = (Cpu::of(pid), fs::read_to_string(folder.join("comm"))) {
+                let process = self.processes.entry(pid).or_insert_with(|| Process {
+                    seen: Seen {
+                        pid,
+                        host: *host,
+                        name: String::new(),
+                    },
+                    before: Duration::ZERO,
+                    now: Duration::ZERO,
+                });
+                process.now = cpu.host();
+                // A child has its parent's name until it runs its own program.
+                name.trim_end().clone_into(&mut process.seen.name);
             }
             let resident = resident_bytes(&folder).unwrap_or(0);
             memory += resident;
@@ -131,6 +173,7 @@ impl Tally {
             memory_bytes: self.memory_bytes_max,
             source_agent_bytes: self.source_agent_bytes_max,
             target_agent_bytes: self.target_agent_bytes_max,
+            processes: self.processes.values().map(|process| process.seen.clone()).collect(),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::mode::Mode;
 use super::movers::{Moved, Mover};
 use super::plan::{Link, Workload};
 use super::results::{Run, Status};
-use super::usage::Watch;
+use super::usage::{Observer, Watch};
 
 const BOOT_MAX: Duration = Duration::from_secs(120);
 const TICK_INTERVAL: Duration = Duration::from_millis(1);
@@ -148,6 +148,11 @@ impl<'lab> World<'lab> {
 
     /// Moves the guest to the other host and measures that; for [`Workload::Return`], after it came from there.
     pub(crate) fn measure(&mut self, mode: Mode, link: Link) -> Result<Run> {
+        self.measure_under(mode, link, &mut ())
+    }
+
+    /// The same while `observer` looks on.
+    pub(crate) fn measure_under(&mut self, mode: Mode, link: Link, observer: &mut impl Observer) -> Result<Run> {
         if self.workload == Workload::Return {
             self.set_link(Link::UNLIMITED)?;
             self.mover.prepare(self.at, self.other(), true)?;
@@ -164,6 +169,7 @@ impl<'lab> World<'lab> {
         }
         have_memory_at_hand(self.workload.memory_mib() + MEMORY_BESIDE_MIB)?;
         let ticks = Ticks::start(self.lab, Host::Client, &mut self.guest, TICK_INTERVAL)?;
+        observer.begins(self.at)?;
         let watch = Watch::start(self.lab, self.mover.agents(self.at, self.other())?)?;
         let sent_before = self.sent_bytes()?;
 
@@ -171,6 +177,7 @@ impl<'lab> World<'lab> {
 
         let bytes = self.sent_bytes()? - sent_before;
         let usage = watch.finish()?;
+        observer.ends(&usage)?;
         // The silence has an end only with the tick after it: an answer shows that the guest is back, and within
         // some intervals the receiver has its tick.
         self.guest.ask("ping")?;
