@@ -1,5 +1,5 @@
 //! What a page can be referred to beside the pages sent before: blocks of disks, images and checkpoints that the target
-//! reads for itself.
+//! reads for itself, or earlier versions of it in memory that the target kept.
 //!
 //! The source only ever guesses that a block has some content, from a short hash of what it was when it was indexed. The
 //! target reads the block and compares it with the page's fingerprint; where that differs it asks for the page. So nothing
@@ -7,12 +7,14 @@
 //! not referred to any more.
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Op},
     content::{BLOCK_BYTES, block_hash},
     delta,
+    earlier::{EarlierTable, Place},
     fingerprint::Fingerprint,
     known::Class,
 };
+use crate::qemu::Block;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -43,11 +45,11 @@ pub struct BlockTable {
 /// looking through a bucket has to stay short.
 const BUCKET_MAX: u32 = 32;
 
-/// Bits of a hash that [`BlockTable::packed`] passes on. Of a million blocks, one page in a million is then taken for a block
+/// Bits of a hash that [`BlockTable::pack`] passes on. Of a million blocks, one page in a million is then taken for a block
 /// that it is not.
 const PACKED_HASH_BITS: u32 = 40;
-/// Bytes of a [packed](BlockTable::packed) hash.
-pub const PACKED_BYTES: usize = PACKED_HASH_BITS as usize / 8;
+/// Bytes of a [packed](BlockTable::pack) hash.
+pub(super) const PACKED_BYTES: usize = PACKED_HASH_BITS as usize / 8;
 
 impl BlockTable {
     /// A table of the blocks with these hashes ([`block_hash`]), numbered from 0; those of hash 0 are left out, and all beyond
@@ -132,19 +134,17 @@ impl BlockTable {
         self.entries.len() * size_of::<u64>() + self.starts.len() * size_of::<u32>()
     }
 
-    /// Hashes as they cross the wire for a table of what only the other side has: the upper 40 bits of each, in order.
-    pub fn packed(hashes: &[u64]) -> Vec<u8> {
-        let mut packed = Vec::with_capacity(hashes.len() * PACKED_BYTES);
+    /// Appends hashes as they cross the wire for a table of what only the other side has: the upper 40 bits of each, in order.
+    pub(super) fn pack(hashes: impl Iterator<Item = u64>, packed: &mut Vec<u8>) {
         for hash in hashes {
             // One that is not zero must not become it.
-            let upper = (hash >> (u64::BITS - PACKED_HASH_BITS)).max(u64::from(*hash != 0));
+            let upper = (hash >> (u64::BITS - PACKED_HASH_BITS)).max(u64::from(hash != 0));
             packed.extend_from_slice(&upper.to_be_bytes()[3..]);
         }
-        packed
     }
 
-    /// The table of [`packed`](Self::packed) hashes; an incomplete one at the end is left out.
-    pub fn unpacked(packed: &[u8]) -> Self {
+    /// The table of [packed](Self::pack) hashes; an incomplete one at the end is left out.
+    pub(super) fn unpacked(packed: &[u8]) -> Self {
         let (hashes, _) = packed.as_chunks::<PACKED_BYTES>();
         let hashes: Vec<u64> = hashes
             .iter()
@@ -164,9 +164,13 @@ pub struct Catalog {
     lasting: usize,
 }
 
+/// Content source, block, and the lines of it that changed.
+type Found = (u16, u64, Option<u128>);
+
 #[derive(Debug)]
 struct Source {
     table: Arc<BlockTable>,
+    earlier: EarlierTable,
     /// Pages that were referred to it.
     referred: AtomicU64,
     /// Of those, pages that the target asked for.
@@ -178,6 +182,7 @@ impl Catalog {
     pub fn new(tables: Vec<Arc<BlockTable>>) -> Self {
         let sources = tables.into_iter().map(|table| Source {
             table,
+            earlier: EarlierTable::default(),
             referred: AtomicU64::new(0),
             missed: AtomicU64::new(0),
         });
@@ -194,31 +199,66 @@ impl Catalog {
         Self { lasting: count, ..self }
     }
 
-    /// Refers those of the batch's pages that the target would have to be sent to blocks that it can read. Lanes do this at
-    /// the same time.
-    pub fn refer(&self, batch: &Batch, fingerprints: &[Fingerprint], classes: &mut [Class]) {
+    /// The same, with earlier versions of pages in the content source of that number.
+    #[must_use]
+    pub fn with_earlier(mut self, source: u16, earlier: EarlierTable) -> Self {
+        if let Some(source) = self.sources.get_mut(usize::from(source)) {
+            source.earlier = earlier;
+        }
+        self
+    }
+
+    /// Refers those of the batch's pages that the target would have to be sent to blocks that it can read. `blocks` is the
+    /// stream's list. Lanes do this at the same time.
+    pub fn refer(&self, batch: &Batch, blocks: &[Block], fingerprints: &[Fingerprint], classes: &mut [Class]) {
         if batch.page_bytes() != BLOCK_BYTES || !self.sources.iter().any(Source::is_good) {
             return;
         }
-        for ((page, fingerprint), class) in batch.pages().zip(fingerprints).zip(classes) {
+        let pages = batch.ops().iter().filter_map(|op| match op {
+            Op::Page { at, start, .. } => Some((at, batch.page(*start))),
+            _ => None,
+        });
+        for (((at, page), fingerprint), class) in pages.zip(fingerprints).zip(classes) {
             // A few lines cost no more than a fingerprint, and the target need not read a disk for them.
             match class {
                 Class::New { changed } if !changed.is_some_and(delta::is_close) => {}
                 _ => continue,
             }
-            let hash = block_hash(page);
-            let mut good = (0..).zip(&self.sources).filter(|(_, source)| source.is_good());
-            if let Some((number, source, block)) =
-                good.find_map(|(number, source)| Some((number, source, source.table.find(hash)?)))
-            {
-                source.referred.fetch_add(1, Ordering::Relaxed);
+            let found = self.content(page).or_else(|| {
+                let name = &blocks.get(usize::from(at.block.0))?.name;
+                self.earlier(Place::new(name.as_str(), at.offset), page)
+            });
+            if let Some((number, block, changed)) = found {
+                self.sources[usize::from(number)]
+                    .referred
+                    .fetch_add(1, Ordering::Relaxed);
                 *class = Class::Content {
                     source: number,
                     block,
+                    changed,
                     fingerprint: *fingerprint,
                 };
             }
         }
+    }
+
+    /// Content source and block that have the page's content.
+    fn content(&self, page: &[u8]) -> Option<Found> {
+        let hash = block_hash(page);
+        self.good()
+            .find_map(|(number, source)| Some((number, source.table.find(hash)?, None)))
+    }
+
+    /// Content source and block that have an earlier version of the page that is there.
+    fn earlier(&self, place: Place, page: &[u8]) -> Option<Found> {
+        self.good().find_map(|(number, source)| {
+            let (block, changed) = source.earlier.find(place, page)?;
+            Some((number, block, Some(changed)))
+        })
+    }
+
+    fn good(&self) -> impl Iterator<Item = (u16, &Source)> {
+        (0..).zip(&self.sources).filter(|(_, source)| source.is_good())
     }
 
     /// Whether a block will stand in one of them after the migration, as far as the source knows.
@@ -249,7 +289,8 @@ impl Catalog {
 
     /// Memory that this takes, bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.sources.iter().map(|source| source.table.memory_bytes()).sum()
+        let of_source = |source: &Source| source.table.memory_bytes() + source.earlier.memory_bytes();
+        self.sources.iter().map(of_source).sum()
     }
 }
 
@@ -323,7 +364,8 @@ mod tests {
                     *hash = 0;
                 }
             }
-            let packed = BlockTable::packed(&hashes);
+            let mut packed = Vec::new();
+            BlockTable::pack(hashes.iter().copied(), &mut packed);
             prop_assert_eq!(packed.len(), hashes.len() * 5);
             let (whole, unpacked) = (BlockTable::new(&hashes, usize::MAX), BlockTable::unpacked(&packed));
             for hash in &hashes {

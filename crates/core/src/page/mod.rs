@@ -10,6 +10,7 @@
 //! | [`known`] | what the target holds already |
 //! | [`catalog`] | what stands in disks, images and checkpoints that the target reads for itself |
 //! | [`content`] | the blocks that those are made of |
+//! | [`earlier`] | what the target tells of memory that it kept: where blocks were, and hashes of their pieces |
 //! | [`ask`] | what the target did not find there |
 //! | [`versions`] | what pages were last sent as, within a bound |
 //! | [`lines`] | hashes of a page's lines, which tell what changed |
@@ -44,6 +45,7 @@ pub mod content;
 pub mod decode;
 mod delta;
 pub mod digest;
+pub mod earlier;
 pub mod encode;
 mod entropy;
 pub mod fingerprint;
@@ -65,6 +67,7 @@ pub use builder::BatchBuilder;
 pub use catalog::{BlockTable, Catalog};
 pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
+pub use earlier::{EarlierTable, KeptBlock, Place};
 pub use encode::{Coded, encode};
 pub use fingerprint::{Fingerprint, FingerprintKey};
 pub use known::{Class, Known, Reach};

@@ -49,7 +49,10 @@ impl Load {
         let (mut looks, mut dense) = (0, 0_u32);
         for (page, class) in batch.pages().zip(classes) {
             match class {
-                Class::New { changed: Some(lines) } if delta::is_close(*lines) => {
+                Class::New { changed: Some(lines) }
+                | Class::Content {
+                    changed: Some(lines), ..
+                } if delta::is_close(*lines) => {
                     changed_bytes += delta::bytes(lines.count_ones() as u8, page.len());
                 }
                 Class::New { .. } => {
