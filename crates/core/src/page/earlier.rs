@@ -16,7 +16,7 @@
 //! Integers are big-endian, `n` is a [varint](super::payload).
 
 use super::{
-    catalog::{BlockTable, PACKED_BYTES},
+    block_table::{BlockTable, PACKED_BYTES},
     content::{BLOCK_BYTES, block_hash, part_hash},
     delta::{self, LINES},
     payload::{Reader, put_varint},

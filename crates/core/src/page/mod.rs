@@ -9,6 +9,7 @@
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
 //! | [`catalog`] | what stands in disks, images and checkpoints that the target reads for itself |
+//! | [`block_table`] | where in one of those some content is |
 //! | [`content`] | the blocks that those are made of |
 //! | [`earlier`] | what the target tells of memory that it kept: where blocks were, and hashes of their pieces |
 //! | [`ask`] | what the target did not find there |
@@ -38,6 +39,7 @@
 pub mod ask;
 pub mod assemble;
 pub mod batch;
+pub mod block_table;
 pub mod builder;
 pub mod catalog;
 pub mod choice;
@@ -63,8 +65,9 @@ pub mod versions;
 pub use ask::Ask;
 pub use assemble::{AssembleError, Assembler, ReadError};
 pub use batch::{Batch, Op};
+pub use block_table::BlockTable;
 pub use builder::BatchBuilder;
-pub use catalog::{BlockTable, Catalog};
+pub use catalog::Catalog;
 pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
 pub use earlier::{EarlierTable, KeptBlock, Place};
