@@ -95,12 +95,15 @@ fn wire_bytes(report: &Value) -> Result<u64> {
     report["wire_bytes"].as_u64().context("a report without its wire bytes")
 }
 
-/// Bytes for pages that stand in known content, those that were asked for included.
-fn content_bytes(report: &Value) -> u64 {
-    let rounds = report["rounds"].as_array().into_iter().flatten();
-    rounds
-        .filter_map(|round| round["by_encoding"]["content"]["bytes"].as_u64())
-        .sum()
+/// Pages that crossed as `encoding`, and their bytes; with `content`, for pages that were asked for as well.
+fn crossed(report: &Value, encoding: &str) -> (u64, u64) {
+    let sum = |number: &str| {
+        let rounds = report["rounds"].as_array().into_iter().flatten();
+        rounds
+            .filter_map(|round| round["by_encoding"][encoding][number].as_u64())
+            .sum()
+    };
+    (sum("pages"), sum("bytes"))
 }
 
 /// The files in which an agent keeps memory.
@@ -180,7 +183,7 @@ fn pages_are_read_from_the_disk_and_a_wrong_index_or_disk_costs_only_bytes() -> 
         missed >= rewritten - (PAGES as u64 - in_guest),
         "{rewritten}: {stale:#}"
     );
-    assert!(content_bytes(&stale) >= missed * PAGE_BYTES as u64, "{stale:#}");
+    assert!(crossed(&stale, "content").1 >= missed * PAGE_BYTES as u64, "{stale:#}");
 
     assert_eq!((kept(&scenario.a)?.len(), kept(&scenario.b)?.len()), (0, 0));
     ensure_alive(&mut guest)
@@ -264,6 +267,8 @@ fn memory_that_was_left_is_not_sent_again() -> Result<()> {
     // No two of these pages are equal, and they don't shrink, so a move that knows nothing of them sends at least as much.
     const FILLED: u64 = 48 * MIB;
     const CUT_AT: u64 = 46 * MIB;
+    // Of each of these a word changes, again and again.
+    const CHANGED: u64 = 8 * MIB;
     let lab = Lab::new()?;
     let scenario = Scenario::set_up(&lab)?;
     let spec = small_guest(0, Vec::new())?;
@@ -277,6 +282,7 @@ fn memory_that_was_left_is_not_sent_again() -> Result<()> {
         1,
         "the target keeps nothing of an attempt that failed"
     );
+    guest.ask(&format!("dirty counter {CHANGED} {CHANGED}"))?;
     let there = scenario.moves("web", Host::A, Host::B, &[])?;
     scenario.settles(&[], &["web"])?;
     let (pages, missed) = referred(&there, KEPT);
@@ -299,10 +305,17 @@ fn memory_that_was_left_is_not_sent_again() -> Result<()> {
     let plain = &plain[plain.len() - 24..];
     assert!(!bytes.windows(plain.len()).any(|window| window == plain));
 
+    // Until each of those pages is another than the one that was kept.
+    let before = guest.ask_number("dirty-rate", "written_bytes")?;
+    while guest.ask_number("dirty-rate", "written_bytes")? < before + CHANGED {}
+    guest.ask("stop-dirty")?;
     let back = scenario.moves("web", Host::B, Host::A, &[])?;
     scenario.settles(&["web"], &[])?;
     let (pages, missed) = referred(&back, KEPT);
     assert!(pages * PAGE_BYTES as u64 >= FILLED && missed * 100 <= pages, "{back:#}");
+    let (pages, patches) = crossed(&back, "patch");
+    assert!(pages * PAGE_BYTES as u64 >= CHANGED / 10 * 9, "{back:#}");
+    assert!(patches * 8 < pages * PAGE_BYTES as u64, "{back:#}");
     assert!(wire_bytes(&back)? * 4 < bytes.len() as u64, "{back:#}");
     assert!(kept(&scenario.a)?.is_empty(), "memory of a VM is kept where it runs");
     ensure_alive(&mut guest)

@@ -4,7 +4,7 @@
 use std::{env, error::Error, hint::black_box, path::PathBuf, time::Instant};
 
 use vmferry_content::{BLOCK_BYTES, Blocks, CheckpointFolder, HostKey};
-use vmferry_core::page::content::block_hash;
+use vmferry_core::page::{Place, content::block_hash};
 
 const BLOCKS: usize = 1 << 16;
 const PIECE_BYTES: usize = 1 << 20;
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let checkpoints = CheckpointFolder::open(&folder, HostKey::new([1; 32]), u64::MAX)?;
     let mut writer = checkpoints.begin("vm")?;
     let started = Instant::now();
-    writer.add(&memory)?;
+    writer.add(Place::default(), &memory)?;
     print("hash, encrypt, write", started);
     writer.finish()?;
     print("… and sync", started);

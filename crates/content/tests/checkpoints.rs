@@ -12,9 +12,10 @@ use tempfile::TempDir;
 use vmferry_content::{
     BLOCK_BYTES, Blocks, CheckpointError, CheckpointFolder, HostKey, KeyError, checkpoint::layout::HeaderError,
 };
-use vmferry_core::page::content::block_hash;
+use vmferry_core::page::{KeptBlock, Place, content::block_hash};
 
 const KEY: [u8; 32] = [3; 32];
+const PLACE: Place = Place(1 << 48);
 
 fn open(folder: &TempDir, key: [u8; 32], quota: u64) -> CheckpointFolder {
     CheckpointFolder::open(folder.path(), HostKey::new(key), quota).unwrap()
@@ -27,7 +28,7 @@ fn memory(bytes: impl IntoIterator<Item = u8>) -> Vec<u8> {
 
 fn write(checkpoints: &CheckpointFolder, vm: &str, memory: &[u8]) -> Result<(), CheckpointError> {
     let mut writer = checkpoints.begin(vm)?;
-    writer.add(memory)?;
+    writer.add(PLACE, memory)?;
     writer.finish()
 }
 
@@ -60,29 +61,30 @@ fn is_held(checkpoints: &CheckpointFolder, vm: &str) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
-    /// Runs of pages, some of them zero, past the sizes of a piece and of a segment of hashes.
+    /// Runs of pages, some of them zero, past the sizes of a piece and of a segment of records.
     #[test]
     fn what_is_added_is_read_back(runs in prop::collection::vec((0..1500usize, 0..6u8), 1..6), shift in 0..4096usize) {
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = open(&folder, KEY, u64::MAX);
         let mut writer = checkpoints.begin("vm").unwrap();
         let mut pages: Vec<[u8; BLOCK_BYTES]> = Vec::new();
-        for (length, content) in runs {
+        let mut records = Vec::new();
+        for ((length, content), place) in runs.into_iter().zip((1..).map(|run| Place(run << 20))) {
             let mut run = vec![0; length * BLOCK_BYTES];
             if content > 0 {
                 for (number, page) in run.chunks_mut(BLOCK_BYTES).enumerate() {
                     page[number % BLOCK_BYTES] = content;
+                    records.push(KeptBlock::new(place.ahead(number as u64), page));
                     pages.push(page.try_into().unwrap());
                 }
             }
-            writer.add(&run).unwrap();
+            writer.add(place, &run).unwrap();
         }
         writer.finish().unwrap();
 
         let checkpoint = checkpoints.checkpoint("vm").unwrap().unwrap();
         prop_assert_eq!(checkpoint.blocks(), pages.len() as u64);
-        let hashes: Vec<u64> = pages.iter().map(|page| block_hash(page)).collect();
-        prop_assert_eq!(checkpoint.hashes().unwrap(), hashes);
+        prop_assert_eq!(checkpoint.records().unwrap(), records);
         let mut buffer = vec![0; shift + pages.len() * BLOCK_BYTES];
         checkpoint.read(0, &mut buffer[shift..]).unwrap();
         prop_assert!(&buffer[shift..] == pages.as_flattened());
@@ -101,7 +103,7 @@ fn nothing_of_the_guest_is_readable_in_the_file() {
     let file = only_file(&folder);
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let bytes = fs::read(file).unwrap();
-    assert_eq!(bytes.len(), 2 * BLOCK_BYTES + 16 + 8 + 16);
+    assert_eq!(bytes.len(), 2 * BLOCK_BYTES + 16 + 32 + 16);
     let holds = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
     assert!(!holds(b"secret"));
     assert!(!holds(&block_hash(&page[..BLOCK_BYTES]).to_le_bytes()));
@@ -133,16 +135,16 @@ fn unfinished_it_leaves_nothing_and_the_earlier_one_stays() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(&folder, KEY, u64::MAX);
     let mut first = checkpoints.begin("vm").unwrap();
-    first.add(&memory(1..=255)).unwrap();
+    first.add(PLACE, &memory(1..=255)).unwrap();
     assert!(!is_held(&checkpoints, "vm"));
     drop(first);
     assert!(files(&folder).is_empty());
 
     write(&checkpoints, "vm", &memory([1])).unwrap();
     let mut second = checkpoints.begin("vm").unwrap();
-    second.add(&memory([2, 3])).unwrap();
+    second.add(PLACE, &memory([2, 3])).unwrap();
     let mut third = checkpoints.begin("vm").unwrap();
-    third.add(&memory([4, 5, 6])).unwrap();
+    third.add(PLACE, &memory([4, 5, 6])).unwrap();
     drop(third);
     assert_eq!(checkpoints.checkpoint("vm").unwrap().unwrap().blocks(), 1);
     second.finish().unwrap();
@@ -204,18 +206,21 @@ fn what_does_not_fit_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = open(&folder, KEY, 300 * BLOCK_BYTES as u64);
     let mut writer = checkpoints.begin("vm").unwrap();
-    writer.add(&memory([1; 256])).unwrap();
-    let error = writer.add(&memory([1; 256])).unwrap_err();
+    writer.add(PLACE, &memory([1; 256])).unwrap();
+    let error = writer.add(PLACE, &memory([1; 256])).unwrap_err();
     assert!(matches!(error, CheckpointError::OverQuota { .. }));
     assert!(error.to_string().contains("raise the quota"), "{error}");
-    assert!(matches!(writer.add(&memory([1])), Err(CheckpointError::Incomplete)));
+    assert!(matches!(
+        writer.add(PLACE, &memory([1])),
+        Err(CheckpointError::Incomplete)
+    ));
     writer.finish().unwrap();
     let kept = checkpoints.checkpoint("vm").unwrap().unwrap();
     assert_eq!(kept.blocks(), 256, "what fitted is kept");
     // An earlier one of the same VM is not removed before the new one is there.
     let mut again = checkpoints.begin("vm").unwrap();
     assert!(matches!(
-        again.add(&memory([2; 256])),
+        again.add(PLACE, &memory([2; 256])),
         Err(CheckpointError::OverQuota { .. })
     ));
     drop(again);
@@ -223,7 +228,7 @@ fn what_does_not_fit_is_left_out() {
     checkpoints.remove("vm").unwrap();
     // What is being written counts too, and is not removed for another.
     let mut large = checkpoints.begin("large").unwrap();
-    large.add(&memory([1; 256])).unwrap();
+    large.add(PLACE, &memory([1; 256])).unwrap();
     assert!(matches!(
         write(&checkpoints, "small", &memory([1; 100])),
         Err(CheckpointError::OverQuota { .. })
@@ -260,7 +265,7 @@ fn a_changed_byte_is_never_content() {
             assert!(place < 96, "byte {place}");
             continue;
         };
-        let mut failures = usize::from(checkpoint.hashes().is_err());
+        let mut failures = usize::from(checkpoint.records().is_err());
         for number in 0..3 {
             let mut block = [0; BLOCK_BYTES];
             match checkpoint.read(number, &mut block) {

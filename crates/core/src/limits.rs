@@ -48,7 +48,8 @@ pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long a control lane may be silent before the peer counts as lost: long enough for a busy host or a blip of the link.
 pub const PEER_SILENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A frame of a content table: the table of 4 GiB of a guest's memory takes five such.
+/// A frame of a content table: the table of 1 GiB of a guest's memory takes six such.
 pub const CONTENT_TABLE_FRAME_BYTES_MAX: usize = 1 << 20;
-/// Bytes of all content tables that a target may send, at five a block: 128 GiB of memory that it kept.
+/// Bytes of all content tables that a target may send: five for each block of 128 GiB of memory that it kept. Up to 30 GiB, all
+/// blocks have room for the hashes of their pieces, too, 16 bytes each.
 pub const CONTENT_TABLES_BYTES_MAX: usize = 160 << 20;

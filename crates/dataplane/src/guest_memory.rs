@@ -11,7 +11,7 @@ use std::iter;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use vmferry_core::page::PageSet;
+use vmferry_core::page::{PageSet, Place};
 use vmferry_core::qemu::{Block, BlockId};
 use vmferry_core::wire::message::MemoryHash;
 
@@ -226,7 +226,7 @@ impl GuestMemory {
     pub fn hash(&self, pages: &PageSet, page_bytes: usize) -> io::Result<MemoryHash> {
         let mut hasher = blake3::Hasher::new();
         let mut bytes = 0;
-        self.read_all(pages, page_bytes, &mut |part| {
+        self.read_all(pages, page_bytes, &mut |_, part| {
             hasher.update(part);
             bytes += part.len() as u64;
             Ok(())
@@ -237,12 +237,12 @@ impl GuestMemory {
         })
     }
 
-    /// Reads the pages of a set, block by block, in address order, some at once.
+    /// Reads the pages of a set, block by block, in address order, some at once; with them comes the place of the first.
     pub(crate) fn read_all(
         &self,
         pages: &PageSet,
         page_bytes: usize,
-        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        each: &mut dyn FnMut(Place, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut chunk = vec![0; CHUNK_BYTES];
         let per_chunk = (CHUNK_BYTES / page_bytes.max(1)).max(1) as u64;
@@ -253,8 +253,9 @@ impl GuestMemory {
                 count += 1;
             }
             let part = &mut chunk[..count as usize * page_bytes];
-            self.read(block, first * page_bytes as u64, part)?;
-            each(part)?;
+            let offset = first * page_bytes as u64;
+            self.read(block, offset, part)?;
+            each(Place::new(&self.host_of(block)?.name, offset), part)?;
         }
         Ok(())
     }

@@ -17,9 +17,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmferry_core::limits::{BATCH_BYTES, LANE_CREDIT_BYTES_MAX};
 use vmferry_core::page::choice::Log;
+use vmferry_core::page::content::BLOCK_BYTES;
 use vmferry_core::page::{
     Ask, Batch, BatchBuilder, BatchDigest, Catalog, Class, Coders, Encoders, EncodingStats, Fingerprint,
-    FingerprintKey, Known, LineHashes, Op, PageSet, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
+    FingerprintKey, Known, LineHashes, Op, PageSet, Place, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
 };
 use vmferry_core::qemu::{Block, Mark};
 use vmferry_core::session::{Ack, LaneCredit};
@@ -94,7 +95,7 @@ struct Ordered {
     known: Known,
     digest: RunningDigest,
     sent: PageSet,
-    blocks: Vec<Block>,
+    blocks: Arc<[Block]>,
     page_bytes: usize,
 }
 
@@ -159,7 +160,7 @@ impl Source {
                 known: Known::new(settings.reach, settings.versions_bytes_max),
                 digest: RunningDigest::new(&settings.key),
                 sent: PageSet::default(),
-                blocks: Vec::new(),
+                blocks: Arc::from([]),
                 page_bytes: 0,
             }),
             pace: settings.bandwidth.map(Pace::new),
@@ -219,21 +220,22 @@ impl Source {
     }
 
     /// Reads every page that was sent, as the guest's memory holds it now, except those that will stand in known content
-    /// still when the guest comes back. A part of them at once; whole pages.
+    /// still when the guest comes back. Whole pages, some at once, with the place of the first.
     pub fn read_memory(
         &self,
         memory: &mut GuestMemory,
-        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        each: &mut dyn FnMut(Place, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let catalog = &self.shared.settings.catalog;
         self.shared.ordered.look(|ordered| {
             memory.set_blocks(&ordered.blocks);
             let page_bytes = ordered.page_bytes.max(1);
-            memory.read_all(&ordered.sent, page_bytes, &mut |pages| {
-                pages
-                    .chunks(page_bytes)
-                    .filter(|page| !catalog.holds(page))
-                    .try_for_each(&mut *each)
+            memory.read_all(&ordered.sent, page_bytes, &mut |first, pages| {
+                let blocks = |bytes| (bytes / BLOCK_BYTES) as u64;
+                (0..)
+                    .zip(pages.chunks(page_bytes))
+                    .filter(|(_, page)| !catalog.holds(page))
+                    .try_for_each(|(number, page)| each(first.ahead(blocks(number * page_bytes)), page))
             })
         })
     }
@@ -392,10 +394,14 @@ impl Shared {
             let in_turn = self.ordered.take(batch.seq, |ordered| {
                 ordered.pass(&batch, &fingerprints, &lines, batch_digest)
             });
-            let Some((mut classes, digest)) = in_turn else { return };
+            let Some((mut classes, digest, blocks)) = in_turn else {
+                return;
+            };
             // While the guest stands still it does not wait for the target's disks.
             if !batch.is_of_stopped_guest() {
-                self.settings.catalog.refer(&batch, &fingerprints, &mut classes);
+                self.settings
+                    .catalog
+                    .refer(&batch, &blocks, &fingerprints, &mut classes);
             }
             let mut stats = EncodingStats::default();
             payload.clear();
@@ -519,19 +525,19 @@ impl Shared {
 }
 
 impl Ordered {
-    /// What has to be done with a batch in its turn.
+    /// What has to be done with a batch in its turn. The block list is the stream's.
     fn pass(
         &mut self,
         batch: &Batch,
         fingerprints: &[Fingerprint],
         lines: &[LineHashes],
         digest: BatchDigest,
-    ) -> (Vec<Class>, StreamDigest) {
+    ) -> (Vec<Class>, StreamDigest, Arc<[Block]>) {
         let page_bytes = batch.page_bytes().max(1) as u64;
         for op in batch.ops() {
             let (block, offset, pages) = match op {
                 Op::Blocks(blocks) => {
-                    self.blocks = blocks.to_vec();
+                    self.blocks = blocks.clone();
                     self.page_bytes = batch.page_bytes();
                     continue;
                 }
@@ -546,6 +552,7 @@ impl Ordered {
         (
             self.known.classify(batch, fingerprints, lines),
             self.digest.extend(batch.stream().len(), digest),
+            self.blocks.clone(),
         )
     }
 }

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use vmferry_core::limits::RETURN_PATH_FRAME_BYTES_MAX;
-use vmferry_core::page::{Assembler, Coders, Decoder, FingerprintKey, StreamDigest};
+use vmferry_core::page::{Assembler, Coders, Decoder, FingerprintKey, Place, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::MemoryHash;
@@ -162,9 +162,9 @@ impl Target {
         Some(memory.hash(ordered.assembler.touched(), ordered.assembler.page_bytes()))
     }
 
-    /// Reads every page that the stream carried and that was written straight into the guest's memory. A part of them at once;
-    /// whole pages.
-    pub fn read_memory(&self, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    /// Reads every page that the stream carried and that was written straight into the guest's memory. Whole pages,
+    /// some at once, with the place of the first.
+    pub fn read_memory(&self, each: &mut dyn FnMut(Place, &[u8]) -> io::Result<()>) -> io::Result<()> {
         let ordered = lock(&self.shared.ordered);
         let (Some(memory), Some(_)) = (&ordered.memory, &ordered.placement) else {
             return Ok(());

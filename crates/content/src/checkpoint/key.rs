@@ -166,15 +166,15 @@ fn failed(_: Unspecified) -> io::Error {
 pub(super) enum Part {
     /// The block of this number.
     Block(u64),
-    /// The segment of hashes of this number.
-    Hashes(u64),
+    /// The segment of records of this number.
+    Records(u64),
 }
 
 impl Part {
     fn nonce(self) -> Nonce {
         let (kind, number) = match self {
             Part::Block(number) => (0u32, number),
-            Part::Hashes(number) => (1, number),
+            Part::Records(number) => (1, number),
         };
         let mut nonce = [0; 12];
         nonce[..4].copy_from_slice(&kind.to_le_bytes());

@@ -1,5 +1,6 @@
 //! Where what stands in a checkpoint's file.
 
+use vmferry_core::page::{KeptBlock, Place, earlier::Pieces};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::key::{HostKey, KEY_BYTES, TAG_BYTES};
@@ -7,16 +8,16 @@ use crate::BLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"vmfmemry";
 /// One more for each change of the layout, the cipher or the hash.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes of the header that say something. It takes a block of the file.
 pub const HEADER_BYTES: usize = 96;
 /// Bytes of it that the authentication code covers, and that the checksum covers.
 const FIELDS_BYTES: usize = 56;
 const CHECKED_BYTES: usize = 88;
-/// Hashes encrypted together.
-pub(super) const SEGMENT_HASHES: u64 = 4096;
-/// Bytes of a hash.
-pub(super) const HASH_BYTES: u64 = 8;
+/// Records encrypted together.
+pub(super) const SEGMENT_RECORDS: u64 = 4096;
+/// Bytes of a record: what is known of a block.
+pub(super) const RECORD_BYTES: usize = 32;
 
 /// Why bytes are not the header of a checkpoint of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -113,9 +114,9 @@ impl Header {
         block_offset(self.blocks).saturating_add(block.saturating_mul(TAG_BYTES as u64))
     }
 
-    /// Where a segment of hashes stands, with its tag behind it.
+    /// Where a segment of records stands, with its tag behind it.
     pub(super) fn segment_offset(&self, segment: u64) -> u64 {
-        let whole = SEGMENT_HASHES * HASH_BYTES + TAG_BYTES as u64;
+        let whole = SEGMENT_RECORDS * RECORD_BYTES as u64 + TAG_BYTES as u64;
         self.tag_offset(self.blocks)
             .saturating_add(segment.saturating_mul(whole))
     }
@@ -128,8 +129,8 @@ impl Header {
 
 /// Bytes of the file of a checkpoint of `blocks` blocks.
 pub(super) fn file_bytes(blocks: u64) -> u64 {
-    let segments = blocks.div_ceil(SEGMENT_HASHES);
-    let for_each_block = BLOCK_BYTES as u64 + TAG_BYTES as u64 + HASH_BYTES;
+    let segments = blocks.div_ceil(SEGMENT_RECORDS);
+    let for_each_block = (BLOCK_BYTES + TAG_BYTES + RECORD_BYTES) as u64;
     (BLOCK_BYTES as u64)
         .saturating_add(blocks.saturating_mul(for_each_block))
         .saturating_add(segments.saturating_mul(TAG_BYTES as u64))
@@ -140,7 +141,26 @@ pub(super) fn block_offset(block: u64) -> u64 {
     block.saturating_add(1).saturating_mul(BLOCK_BYTES as u64)
 }
 
-/// The next `N` bytes of a header, which has as many.
+/// A record's bytes: the hash, the place, hashes of the pieces.
+pub(super) fn encode_record(block: &KeptBlock) -> [u8; RECORD_BYTES] {
+    let mut encoded = [0; RECORD_BYTES];
+    encoded[..8].copy_from_slice(&block.hash.to_le_bytes());
+    encoded[8..16].copy_from_slice(&block.place.0.to_le_bytes());
+    encoded[16..].copy_from_slice(&block.pieces.0);
+    encoded
+}
+
+/// Reads a record.
+pub(super) fn decode_record(encoded: &[u8; RECORD_BYTES]) -> KeptBlock {
+    let mut rest = &encoded[..];
+    KeptBlock {
+        hash: u64::from_le_bytes(take(&mut rest)),
+        place: Place(u64::from_le_bytes(take(&mut rest))),
+        pieces: Pieces(take(&mut rest)),
+    }
+}
+
+/// The next `N` bytes of a header or record, which has as many.
 fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
     rest.split_off(..N)
         .and_then(|taken| taken.try_into().ok())

@@ -8,7 +8,7 @@
 //! | [`key`] | the host's key, and what follows from it for a file |
 //! | [`layout`] | where what stands in a file; `docs/content.md` draws it |
 //!
-//! Where in the guest a block stood is not kept: it is found by its content, wherever that is needed.
+//! A block is found by its content, wherever that is needed, and by where it was, for a page that changed since.
 
 pub mod folder;
 pub mod key;

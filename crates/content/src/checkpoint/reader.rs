@@ -7,10 +7,12 @@ use std::{
     path::Path,
 };
 
+use vmferry_core::page::KeptBlock;
+
 use super::{
     CheckpointError, HostKey,
     key::{FileKey, Part, TAG_BYTES},
-    layout::{HASH_BYTES, HEADER_BYTES, Header, HeaderError, SEGMENT_HASHES},
+    layout::{HEADER_BYTES, Header, HeaderError, RECORD_BYTES, SEGMENT_RECORDS, decode_record},
 };
 use crate::{BLOCK_BYTES, Blocks, Identity, ImageFile, aligned::AlignedBuffer, blocks::offset_of};
 
@@ -51,25 +53,25 @@ impl Checkpoint {
         })
     }
 
-    /// [`block_hash`](vmferry_core::page::content::block_hash) of each block, in order.
+    /// What is known of each block, in order.
     ///
     /// # Errors
     /// The system's, or the file was changed since it was written.
-    pub fn hashes(&self) -> io::Result<Vec<u64>> {
-        let mut hashes = Vec::with_capacity(self.header.blocks as usize);
-        for segment in 0..self.header.blocks.div_ceil(SEGMENT_HASHES) {
-            let count = SEGMENT_HASHES.min(self.header.blocks - segment * SEGMENT_HASHES);
-            let mut encrypted = vec![0; (count * HASH_BYTES) as usize + TAG_BYTES];
+    pub fn records(&self) -> io::Result<Vec<KeptBlock>> {
+        let mut records = Vec::with_capacity(self.header.blocks as usize);
+        for segment in 0..self.header.blocks.div_ceil(SEGMENT_RECORDS) {
+            let count = SEGMENT_RECORDS.min(self.header.blocks - segment * SEGMENT_RECORDS);
+            let mut encrypted = vec![0; count as usize * RECORD_BYTES + TAG_BYTES];
             self.file
                 .read_exact_at(&mut encrypted, self.header.segment_offset(segment))?;
             let Some((encrypted, tag)) = encrypted.split_last_chunk() else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
             let mut bytes = vec![0; encrypted.len()];
-            self.key.decrypt(Part::Hashes(segment), encrypted, tag, &mut bytes)?;
-            hashes.extend(bytes.as_chunks().0.iter().map(|hash| u64::from_le_bytes(*hash)));
+            self.key.decrypt(Part::Records(segment), encrypted, tag, &mut bytes)?;
+            records.extend(bytes.as_chunks().0.iter().map(decode_record));
         }
-        Ok(hashes)
+        Ok(records)
     }
 }
 

@@ -3,12 +3,12 @@
 use std::{os::unix::fs::FileExt, path::PathBuf};
 
 use rustix::fs::{Advice, fadvise};
-use vmferry_core::page::content::block_hash;
+use vmferry_core::page::{KeptBlock, Place};
 
 use super::{
     CheckpointError, CheckpointFolder, HostKey,
     key::{FileKey, KEY_BYTES, Part, TAG_BYTES, random},
-    layout::{HASH_BYTES, Header, SEGMENT_HASHES, block_offset, file_bytes},
+    layout::{Header, RECORD_BYTES, SEGMENT_RECORDS, block_offset, encode_record, file_bytes},
 };
 use crate::{BLOCK_BYTES, durable::Draft};
 
@@ -18,7 +18,7 @@ const PIECE_BLOCKS: usize = 256;
 const GROWTH_BYTES: u64 = 64 << 20;
 
 /// Writes a checkpoint. Dropped before [`CheckpointWriter::finish`], it leaves nothing. Its methods block their thread, and
-/// it takes 24 bytes of memory for each block.
+/// it takes 48 bytes of memory for each block.
 #[derive(Debug)]
 pub struct CheckpointWriter {
     folder: CheckpointFolder,
@@ -36,7 +36,7 @@ pub struct CheckpointWriter {
     /// Encrypted blocks that are not written yet, less than [`PIECE_BLOCKS`].
     piece: Vec<u8>,
     tags: Vec<[u8; TAG_BYTES]>,
-    hashes: Vec<u64>,
+    records: Vec<KeptBlock>,
 }
 
 impl CheckpointWriter {
@@ -54,18 +54,18 @@ impl CheckpointWriter {
             full: false,
             piece: Vec::with_capacity(PIECE_BLOCKS * BLOCK_BYTES),
             tags: Vec::new(),
-            hashes: Vec::new(),
+            records: Vec::new(),
             path,
         })
     }
 
-    /// Adds memory, in any order: one page or many. Blocks of zeros are left out. Content that is added again later is kept
-    /// beside the earlier one.
+    /// Adds memory, in any order: one page or many, of which the first is at `place`. Blocks of zeros are left out. Content that
+    /// is added again later is kept beside the earlier one.
     ///
     /// # Errors
     /// [`CheckpointError::OverQuota`]; then it takes no more, and what it has can be finished. [`CheckpointError::Io`]; then it
     /// can only be dropped. [`CheckpointError::PartOfABlock`].
-    pub fn add(&mut self, memory: &[u8]) -> Result<(), CheckpointError> {
+    pub fn add(&mut self, place: Place, memory: &[u8]) -> Result<(), CheckpointError> {
         let (blocks, rest) = memory.as_chunks::<BLOCK_BYTES>();
         if !rest.is_empty() {
             return Err(CheckpointError::PartOfABlock(memory.len()));
@@ -75,8 +75,8 @@ impl CheckpointWriter {
         }
         // Until it succeeded.
         self.failed = true;
-        for block in blocks {
-            match self.add_block(block) {
+        for (block, ahead) in blocks.iter().zip(0..) {
+            match self.add_block(place.ahead(ahead), block) {
                 Err(error @ CheckpointError::OverQuota { .. }) => {
                     self.drop_piece();
                     return Err(error);
@@ -90,8 +90,8 @@ impl CheckpointWriter {
 
     /// Gives up the blocks that are not written yet. Their numbers are not used again: nothing is added any more.
     fn drop_piece(&mut self) {
-        let written = self.hashes.len() - self.piece.len() / BLOCK_BYTES;
-        self.hashes.truncate(written);
+        let written = self.records.len() - self.piece.len() / BLOCK_BYTES;
+        self.records.truncate(written);
         self.tags.truncate(written);
         self.piece.clear();
         (self.failed, self.full) = (false, true);
@@ -99,7 +99,7 @@ impl CheckpointWriter {
 
     /// Blocks in it so far.
     pub fn blocks(&self) -> u64 {
-        self.hashes.len() as u64
+        self.records.len() as u64
     }
 
     /// Makes it the checkpoint of its VM, durably.
@@ -118,12 +118,12 @@ impl CheckpointWriter {
             blocks: self.blocks(),
         };
         self.write_at(self.tags.as_flattened(), header.tag_offset(0))?;
-        for (hashes, segment) in self.hashes.chunks(SEGMENT_HASHES as usize).zip(0..) {
-            let mut bytes = Vec::with_capacity(hashes.len() * HASH_BYTES as usize + TAG_BYTES);
-            bytes.extend(hashes.iter().flat_map(|hash| hash.to_le_bytes()));
+        for (records, segment) in self.records.chunks(SEGMENT_RECORDS as usize).zip(0..) {
+            let mut bytes = Vec::with_capacity(records.len() * RECORD_BYTES + TAG_BYTES);
+            bytes.extend(records.iter().flat_map(encode_record));
             let tag = self
                 .key
-                .encrypt(Part::Hashes(segment), &mut bytes)
+                .encrypt(Part::Records(segment), &mut bytes)
                 .map_err(CheckpointError::io("encrypt", &self.path))?;
             bytes.extend_from_slice(&tag);
             self.write_at(&bytes, header.segment_offset(segment))?;
@@ -137,9 +137,9 @@ impl CheckpointWriter {
             .map_err(CheckpointError::io("write", &self.path))
     }
 
-    fn add_block(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<(), CheckpointError> {
-        let hash = block_hash(block);
-        if hash == 0 {
+    fn add_block(&mut self, place: Place, block: &[u8; BLOCK_BYTES]) -> Result<(), CheckpointError> {
+        let record = KeptBlock::new(place, block);
+        if record.hash == 0 {
             return Ok(());
         }
         let start = self.piece.len();
@@ -149,7 +149,7 @@ impl CheckpointWriter {
             .encrypt(Part::Block(self.blocks()), &mut self.piece[start..])
             .map_err(CheckpointError::io("encrypt", &self.path))?;
         self.tags.push(tag);
-        self.hashes.push(hash);
+        self.records.push(record);
         if self.piece.len() == PIECE_BLOCKS * BLOCK_BYTES {
             self.write_piece()?;
         }

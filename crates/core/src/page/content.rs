@@ -16,7 +16,12 @@ pub fn block_hash(block: &[u8]) -> u64 {
     if is_zero(block) {
         return 0;
     }
-    xxh3_64_with_seed(block, BLOCK_HASH_SEED).max(1)
+    part_hash(block).max(1)
+}
+
+/// The same hash of a part of a block, zeros or not.
+pub(super) fn part_hash(part: &[u8]) -> u64 {
+    xxh3_64_with_seed(part, BLOCK_HASH_SEED)
 }
 
 fn is_zero(block: &[u8]) -> bool {

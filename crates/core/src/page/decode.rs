@@ -41,7 +41,7 @@ pub struct Decoded {
     pub(super) after: StreamDigest,
     /// Per page, in order: the fingerprint of its content, or where the content has to be taken from.
     pub(super) pages: Vec<Content>,
-    /// What [`Content::Delta`] refers to.
+    /// What [`Content::Delta`] and [`Content::Block`] refer to.
     pub(super) deltas: Vec<u8>,
 }
 
@@ -54,10 +54,12 @@ pub(super) enum Content {
     At(BlockId, u64),
     /// It is what the target holds at its own address, changed by this part of the differences.
     Delta(Range<usize>),
-    /// It is a block of known content, or it has to be asked for; its fingerprint tells.
+    /// It is a block of known content, changed by this part of the differences if there is one, or it has to be asked for; its
+    /// fingerprint tells.
     Block {
         source: u16,
         block: u64,
+        delta: Option<Range<usize>>,
         fingerprint: Fingerprint,
     },
 }
@@ -92,12 +94,21 @@ impl Decoded {
         all
     }
 
-    /// Takes `content`, whose fingerprint is `found`, as the page's of that number, if it is that.
-    fn fill(&mut self, number: usize, start: usize, content: &[u8], found: Fingerprint) -> bool {
+    /// Fills the hole of the page of that number, which begins at `start`, with what the block makes of it.
+    fn fill(&mut self, number: usize, start: usize, block: &[u8]) {
+        let page = &mut self.batch.stream[start..][..BLOCK_BYTES];
+        page.copy_from_slice(block);
+        if let Some(Content::Block { delta: Some(range), .. }) = self.pages.get(number) {
+            // One that is no difference of a page changes nothing, and the fingerprint tells.
+            delta::apply(&self.deltas[range.clone()], page);
+        }
+    }
+
+    /// Whether what has this fingerprint is the page of that number, which is here then.
+    fn settle(&mut self, number: usize, found: Fingerprint) -> bool {
         match self.pages.get_mut(number) {
             Some(page) if matches!(*page, Content::Block { fingerprint, .. } if fingerprint == found) => {
                 *page = Content::Here(found);
-                self.batch.stream[start..][..BLOCK_BYTES].copy_from_slice(content);
                 true
             }
             _ => false,
@@ -205,14 +216,15 @@ impl Decoder {
                 missing.extend(span.iter().map(|wanted| wanted.page));
                 continue;
             }
-            let block = |wanted: &Wanted| {
-                let start = (wanted.block - first.block) as usize * BLOCK_BYTES;
-                &self.blocks[start..start + BLOCK_BYTES]
-            };
-            let blocks: Vec<&[u8]> = span.iter().map(block).collect();
-            for ((wanted, block), found) in span.iter().zip(&blocks).zip(self.key.contents(&blocks)) {
+            for wanted in span {
+                let block = (wanted.block - first.block) as usize * BLOCK_BYTES;
                 let number = usize::from(wanted.page);
-                if !decoded.fill(number, starts[number], block, found) {
+                decoded.fill(number, starts[number], &self.blocks[block..][..BLOCK_BYTES]);
+            }
+            let page = |wanted: &Wanted| decoded.batch.page(starts[usize::from(wanted.page)]);
+            let found = self.key.contents(&span.iter().map(page).collect::<Vec<_>>());
+            for (wanted, found) in span.iter().zip(found) {
+                if !decoded.settle(usize::from(wanted.page), found) {
                     missing.push(wanted.page);
                 }
             }
@@ -229,10 +241,10 @@ impl Decoder {
         }
         for ((number, block), got) in pages.iter().zip(&blocks).zip(self.key.contents(&blocks)) {
             let number = usize::from(*number);
-            let start = starts.get(number).copied().unwrap_or_default();
-            if !decoded.fill(number, start, block, got) {
+            if !decoded.settle(number, got) {
                 return Err(DecodeError::Malformed("a page that is not the one asked for"));
             }
+            decoded.batch.stream[starts[number]..][..BLOCK_BYTES].copy_from_slice(block);
         }
         Ok(())
     }
@@ -394,6 +406,8 @@ enum Whence {
     At(BlockId, u64),
     /// That block of that content source.
     Block(u16, u64),
+    /// The same, and a difference.
+    Patch(u16, u64),
     /// What the target holds at the page's address, and a difference.
     Delta,
     Raw,
@@ -406,6 +420,7 @@ impl Whence {
         match self {
             Self::At(block, offset) => Self::At(block, offset + pages * page_bytes as u64),
             Self::Block(source, block) => Self::Block(source, block + pages),
+            Self::Patch(source, block) => Self::Patch(source, block + pages),
             other => other,
         }
     }
@@ -432,7 +447,7 @@ impl Build<'_> {
             Kind::Bytes => self.bytes(from),
             Kind::Blocks => self.blocks(from),
             Kind::Foreign => self.foreign(from, flags),
-            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy | Kind::Delta | Kind::Content => {
+            Kind::Zero | Kind::Lz | Kind::Raw | Kind::Same | Kind::Copy | Kind::Delta | Kind::Content | Kind::Patch => {
                 self.run(from, kind, flags)
             }
         }
@@ -505,8 +520,9 @@ impl Build<'_> {
         Some(range)
     }
 
-    /// Room for the LZ section's next bytes among the differences; `None` if it has fewer left.
-    fn delta(&mut self, length: usize) -> Option<Range<usize>> {
+    /// Room for the LZ section's next bytes among the differences, of as many lines as are said; `None` if it has fewer left.
+    fn delta(&mut self, each: &mut Reader<'_>) -> Option<Range<usize>> {
+        let length = delta::bytes(each.u8()?, self.page_bytes);
         self.plain_left = self.plain_left.checked_sub(length)?;
         self.plain.push(Plain::Delta(length));
         let start = self.deltas.len();
@@ -540,6 +556,7 @@ impl Build<'_> {
         let each_bytes = match kind {
             Kind::Delta => 1,
             Kind::Content => size_of::<Fingerprint>(),
+            Kind::Patch => size_of::<Fingerprint>() + 1,
             _ => 0,
         };
         let each = from.bytes(pages as usize * each_bytes);
@@ -574,7 +591,7 @@ impl Build<'_> {
                 let (block, page) = place(from).ok_or(DecodeError::Malformed("page to copy"))?;
                 Whence::At(block, self.offset(page, pages)?)
             }
-            Kind::Content => {
+            Kind::Content | Kind::Patch => {
                 if self.page_bytes != BLOCK_BYTES {
                     return Err(DecodeError::Malformed("known content for pages of another size"));
                 }
@@ -582,7 +599,10 @@ impl Build<'_> {
                     .filter(|(source, _)| usize::from(source.0) < CONTENT_SOURCES_MAX)
                     .ok_or(DecodeError::Malformed("known content"))?;
                 self.offset(block, pages)?;
-                Whence::Block(source.0, block)
+                match kind {
+                    Kind::Patch => Whence::Patch(source.0, block),
+                    _ => Whence::Block(source.0, block),
+                }
             }
             Kind::Delta => Whence::Delta,
             Kind::Raw => Whence::Raw,
@@ -616,8 +636,15 @@ impl Build<'_> {
                 source,
                 block,
                 fingerprint: Fingerprint(each.array()?),
+                delta: None,
             },
-            Whence::Delta => Content::Delta(self.delta(delta::bytes(each.u8()?, self.page_bytes))?),
+            Whence::Patch(source, block) => Content::Block {
+                source,
+                block,
+                fingerprint: Fingerprint(each.array()?),
+                delta: Some(self.delta(each)?),
+            },
+            Whence::Delta => Content::Delta(self.delta(each)?),
         };
         self.stream.leave_out(self.page_bytes);
         Some(content)

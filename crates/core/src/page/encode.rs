@@ -47,6 +47,7 @@ pub fn encode(
         lz: plain,
         raw,
         foreign_bytes,
+        patch_bytes,
     } = operations(batch, classes, &deltas, encoders.is_raw(coder), out, &mut cost);
     let operations_bytes = out.len() - start - HEADER_BYTES;
 
@@ -72,12 +73,14 @@ pub fn encode(
             .unwrap_or(0)
     };
     let pages_share = share(cost.lz.pages * batch.page_bytes() as u64);
-    let delta_share = share(deltas.bytes.len() as u64);
+    let patch_share = share(patch_bytes as u64);
+    let delta_share = share((deltas.bytes.len() - patch_bytes) as u64);
     let foreign_share = share(foreign_bytes as u64);
     cost.lz.wire_bytes += pages_share;
     cost.delta.wire_bytes += delta_share;
+    cost.patch.wire_bytes += patch_share;
     cost.foreign.wire_bytes += foreign_share;
-    cost.other_wire_bytes += lz_bytes as u64 - pages_share - delta_share - foreign_share;
+    cost.other_wire_bytes += lz_bytes as u64 - pages_share - delta_share - patch_share - foreign_share;
     *stats += cost;
     Ok(Coded {
         content_bytes: (plain_bytes + raw_bytes) as u64,
@@ -117,7 +120,9 @@ impl Deltas {
         for (now, class) in batch.pages().zip(classes) {
             let start = deltas.bytes.len();
             let lines = match class {
-                Class::New { changed: Some(changed) } => delta::lines(*changed, now, &mut deltas.bytes),
+                Class::New { changed } | Class::Content { changed, .. } => {
+                    changed.and_then(|changed| delta::lines(changed, now, &mut deltas.bytes))
+                }
                 _ => None,
             };
             let range = start..deltas.bytes.len();
@@ -133,6 +138,8 @@ struct Sections<'a> {
     raw: Vec<&'a [u8]>,
     /// Bytes in `lz` that are foreign records.
     foreign_bytes: usize,
+    /// Bytes in `lz` that are differences to known content.
+    patch_bytes: usize,
 }
 
 fn operations<'a>(
@@ -154,6 +161,7 @@ fn operations<'a>(
         lz: Vec::with_capacity(batch.ops().len()),
         raw: Vec::new(),
         foreign_bytes: 0,
+        patch_bytes: 0,
     };
     let (mut classes, mut of_pages) = (classes.iter(), deltas.of_pages.iter());
     for op in batch.ops() {
@@ -180,7 +188,8 @@ fn operations<'a>(
                 let (kind, from) = match (class, delta) {
                     (Some(Class::Same), _) => (Kind::Same, None),
                     (Some(Class::Copy { block, page }), _) => (Kind::Copy, Some((block.0, *page))),
-                    (Some(Class::Content { source, block, .. }), _) => (Kind::Content, Some((*source, *block))),
+                    (Some(Class::Content { source, block, .. }), Some(_)) => (Kind::Patch, Some((*source, *block))),
+                    (Some(Class::Content { source, block, .. }), None) => (Kind::Content, Some((*source, *block))),
                     (Some(Class::New { .. }) | None, Some(_)) => (Kind::Delta, None),
                     (Some(Class::New { .. }) | None, None) if !as_they_are && is_compressible(content) => {
                         (Kind::Lz, None)
@@ -188,16 +197,17 @@ fn operations<'a>(
                     (Some(Class::New { .. }) | None, None) => (Kind::Raw, None),
                 };
                 let mut each = Vec::new();
-                match (kind, class, delta) {
-                    (Kind::Delta, _, Some(delta)) => {
-                        sections.lz.push(&deltas.bytes[delta.range.clone()]);
-                        each.push(delta.lines);
-                    }
-                    (Kind::Content, Some(Class::Content { fingerprint, .. }), _) => {
-                        each.extend_from_slice(&fingerprint.0)
-                    }
-                    (Kind::Lz, ..) => sections.lz.push(content),
-                    (Kind::Raw, ..) => sections.raw.push(content),
+                if let Some(Class::Content { fingerprint, .. }) = class {
+                    each.extend_from_slice(&fingerprint.0);
+                }
+                if let Some(delta) = delta {
+                    sections.lz.push(&deltas.bytes[delta.range.clone()]);
+                    each.push(delta.lines);
+                }
+                match kind {
+                    Kind::Lz => sections.lz.push(content),
+                    Kind::Raw => sections.raw.push(content),
+                    Kind::Patch => sections.patch_bytes += delta.map_or(0, |delta| delta.range.len()),
                     _ => {}
                 }
                 writer.pages(Run {
@@ -228,7 +238,7 @@ struct Run<'a> {
     pages: u64,
     /// Where the first page's content is: block of the guest or content source, and the number there.
     from: Option<(u16, u64)>,
-    /// What is said of each page: the lines that changed, or its fingerprint.
+    /// What is said of each page: its fingerprint, how many lines changed, or both.
     each: Vec<u8>,
 }
 
@@ -316,6 +326,7 @@ impl<'b> Writer<'_, 'b> {
             Kind::Same => &mut self.cost.same,
             Kind::Copy => &mut self.cost.copy,
             Kind::Content => &mut self.cost.content,
+            Kind::Patch => &mut self.cost.patch,
             Kind::Raw => &mut self.cost.raw,
             Kind::Delta => &mut self.cost.delta,
             _ => &mut self.cost.lz,

@@ -38,12 +38,15 @@ pub enum Class {
         /// Its number in the block.
         page: u64,
     },
-    /// A block of known content that the target can read has it, as far as the source knows ([`Catalog`](super::Catalog)).
+    /// A block of known content that the target can read has it, or an earlier version, as far as the source knows
+    /// ([`Catalog`](super::Catalog)).
     Content {
         /// The content source's number.
         source: u16,
         /// The block's number.
         block: u64,
+        /// Which lines differ from that block, the first line's bit the lowest; `None` if it is the page.
+        changed: Option<u128>,
         /// The page's, by which the target tells.
         fingerprint: Fingerprint,
     },

@@ -9,7 +9,9 @@
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
 //! | [`catalog`] | what stands in disks, images and checkpoints that the target reads for itself |
+//! | [`block_table`] | where in one of those some content is |
 //! | [`content`] | the blocks that those are made of |
+//! | [`earlier`] | what the target tells of memory that it kept: where blocks were, and hashes of their pieces |
 //! | [`ask`] | what the target did not find there |
 //! | [`versions`] | what pages were last sent as, within a bound |
 //! | [`lines`] | hashes of a page's lines, which tell what changed |
@@ -37,6 +39,7 @@
 pub mod ask;
 pub mod assemble;
 pub mod batch;
+pub mod block_table;
 pub mod builder;
 pub mod catalog;
 pub mod choice;
@@ -44,6 +47,7 @@ pub mod content;
 pub mod decode;
 mod delta;
 pub mod digest;
+pub mod earlier;
 pub mod encode;
 mod entropy;
 pub mod fingerprint;
@@ -61,10 +65,12 @@ pub mod versions;
 pub use ask::Ask;
 pub use assemble::{AssembleError, Assembler, ReadError};
 pub use batch::{Batch, Op};
+pub use block_table::BlockTable;
 pub use builder::BatchBuilder;
-pub use catalog::{BlockTable, Catalog};
+pub use catalog::Catalog;
 pub use decode::{DecodeError, Decoded, Decoder};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
+pub use earlier::{EarlierTable, KeptBlock, Place};
 pub use encode::{Coded, encode};
 pub use fingerprint::{Fingerprint, FingerprintKey};
 pub use known::{Class, Known, Reach};

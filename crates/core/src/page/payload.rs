@@ -29,6 +29,7 @@
 //! | 7 | a foreign record, from the LZ section | address, n bytes |
 //! | 8 | pages by lines that replace those that the target holds at that address, from the LZ section | address, n pages, for each a byte: lines replaced |
 //! | 9 | pages that stand as blocks in known content | address, n pages, n content source and n block of the first of them, for each 16 bytes: fingerprint |
+//! | 10 | pages by lines that replace those of blocks in known content, from the LZ section | as 9, and behind each fingerprint a byte: lines replaced |
 //!
 //! The kind is the tag's lower four bits. The bit [`NAMED`] says that the (first) record carries the name of its block,
 //! which then follows the tag (u8 length, name). The bit [`FOLLOWS`] says that the address is the page behind the operation
@@ -68,6 +69,8 @@ pub enum Kind {
     Delta = 8,
     /// Pages that stand as blocks in known content.
     Content = 9,
+    /// Pages by the lines that differ from blocks of known content.
+    Patch = 10,
 }
 
 impl Kind {
@@ -84,6 +87,7 @@ impl Kind {
             7 => Self::Foreign,
             8 => Self::Delta,
             9 => Self::Content,
+            10 => Self::Patch,
             _ => return None,
         };
         let flags = tag & !KIND_BITS;
@@ -193,6 +197,6 @@ mod tests {
         );
         assert_eq!(Kind::from_tag(Kind::Bytes as u8 | NAMED), None);
         assert_eq!(Kind::from_tag(0x40), None);
-        assert_eq!(Kind::from_tag(10), None);
+        assert_eq!(Kind::from_tag(11), None);
     }
 }

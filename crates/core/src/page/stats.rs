@@ -23,6 +23,8 @@ pub struct EncodingStats {
     pub copy: Tally,
     /// Pages that stand in known content which the target reads; those that it then asked for are counted here as well.
     pub content: Tally,
+    /// Pages as the difference to an earlier version in known content, through the LZ coder.
+    pub patch: Tally,
     /// Pages as the difference to what the target held at that address, through the LZ coder.
     pub delta: Tally,
     /// Pages through the LZ coder.
@@ -48,12 +50,13 @@ impl EncodingStats {
         self.tallies().iter().map(|tally| tally.wire_bytes).sum::<u64>() + self.other_wire_bytes
     }
 
-    fn tallies(&self) -> [Tally; 8] {
+    fn tallies(&self) -> [Tally; 9] {
         [
             self.zero,
             self.same,
             self.copy,
             self.content,
+            self.patch,
             self.delta,
             self.lz,
             self.raw,
@@ -75,6 +78,7 @@ impl AddAssign for EncodingStats {
         self.same += other.same;
         self.copy += other.copy;
         self.content += other.content;
+        self.patch += other.patch;
         self.delta += other.delta;
         self.lz += other.lz;
         self.raw += other.raw;

@@ -42,9 +42,8 @@ pub enum Kind {
     Ask = 7,
     /// The answer to that; data lanes, source to target only.
     Supply = 8,
-    /// A part of the table of a content source that only the target has
-    /// ([`BlockTable::packed`](crate::page::BlockTable::packed)), behind the source's number (u16); control lane, target to
-    /// source only, before it says `Reserved`.
+    /// A part of the tables of a content source that only the target has ([`earlier`](crate::page::earlier)), behind the source's
+    /// number (u16); control lane, target to source only, before it says `Reserved`.
     ContentTable = 9,
 }
 

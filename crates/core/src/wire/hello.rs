@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The protocol versions that this build speaks, oldest and newest. From 2 on a batch says which coder it went through.
-pub const VERSIONS: Versions = Versions { oldest: 2, newest: 2 };
+/// The protocol versions that this build speaks, oldest and newest. From 3 on the target tells where the memory
+/// that it kept was, and pages cross as their difference to it.
+pub const VERSIONS: Versions = Versions { oldest: 3, newest: 3 };
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,10 @@
 use crate::session::{Session, Source, catalog, key, only, read_disk};
 use crate::stream::{Content, PAGE, batches, page, stream};
 use vmferry_core::{
-    page::{Ask, Assembler, BlockTable, Catalog, Codec, Decoder, Reach, ReadError, ask, content::block_hash},
+    page::{
+        Ask, Assembler, BlockTable, Catalog, Codec, Decoder, Reach, ReadError, ask, content::block_hash,
+        earlier::Pieces,
+    },
     qemu::BlockId,
 };
 
@@ -49,6 +52,62 @@ fn a_page_supplied_that_is_another_is_refused() {
     assert!(decoder.supply(&mut decoded, &[1], &right).is_err());
     let unresolved = Assembler::new(key()).apply(decoded, &mut |_, _, _| Ok(()));
     assert!(unresolved.is_err());
+}
+
+#[test]
+fn of_a_page_with_an_earlier_version_only_the_pieces_that_changed_cross() {
+    // One has a piece changed, one stands on a block that was rewritten and is asked for, one changed in most of its pieces.
+    let edited = |seed, every: usize| {
+        let mut bytes = Content::Random(seed).bytes();
+        bytes.iter_mut().step_by(every).for_each(|byte| *byte ^= 1);
+        Content::Bytes(bytes)
+    };
+    let records = [
+        page(7, edited(1, PAGE)),
+        page(9, edited(3, PAGE)),
+        page(8, edited(2, 256)),
+    ];
+    let stats = Session {
+        catalog: catalog(),
+        lanes: 1,
+        ..Session::default()
+    }
+    .carry(&stream(&records));
+    assert_eq!(
+        (stats.patch.pages, stats.raw.pages, stats.content.pages),
+        (2, 1, 0),
+        "{stats:?}"
+    );
+    assert!(stats.patch.wire_bytes < 2 * (256 + 64), "{stats:?}");
+}
+
+#[test]
+fn a_changed_piece_that_is_taken_for_unchanged_is_asked_for() {
+    let kept = Content::Random(1).bytes();
+    // The second piece keeps its hash, the first does not.
+    let changed = |number: u32| {
+        let mut page = kept.clone();
+        page[..4].copy_from_slice(&number.to_le_bytes());
+        page[256..260].copy_from_slice(&number.to_le_bytes());
+        page
+    };
+    let of = |page: &[u8]| Pieces::of(page).0;
+    let seems =
+        |page: &Vec<u8>| of(page)[0] != of(&kept)[0] && of(page)[1] == of(&kept)[1] && page[256..] != kept[256..];
+    let now = (0..).map(changed).find(seems).unwrap();
+
+    let record = page(7, Content::Bytes(now.clone()));
+    let batch = batches(&stream(&[record]), &[1 << 20], 1 << 20).remove(0);
+    let mut source = Source::new(Reach::All, 0, only(Codec::Zstd), 1);
+    source.catalog = catalog();
+    let payload = source.payload(&batch);
+    assert_eq!(source.stats.patch.pages, 1);
+    let mut decoder = Decoder::new(key(), only(Codec::Zstd));
+    let mut decoded = decoder.decode(&payload).unwrap();
+    assert_eq!(decoder.find(&mut decoded, &mut read_disk), [0]);
+    decoder.supply(&mut decoded, &[0], &now).unwrap();
+    let done = Assembler::new(key()).apply(decoded, &mut |_, _, _| Ok(())).unwrap();
+    assert!(done.stream() == batch.stream(), "the stream was changed on its way");
 }
 
 /// Two pages of one [`block_hash`], which anybody can make: its seed and the way to its secret are public.

@@ -1,14 +1,16 @@
 //! Both sides of a session, joined.
 
-use crate::stream::{Content, PAGE, batches};
+use crate::stream::{BLOCKS, Content, PAGE, batches};
 use proptest::prelude::*;
 use std::{collections::HashMap, sync::Arc};
 use vmferry_core::{
     page::{
-        Ask, Assembler, Batch, BlockTable, Catalog, Codec, CodecSettings, Coders, Decoder, Encoders, EncodingStats,
-        FingerprintKey, Known, Reach, ReadError, RunningDigest, ask, content::block_hash, encode,
+        Ask, Assembler, Batch, Catalog, Codec, CodecSettings, Coders, Decoder, Encoders, EncodingStats, FingerprintKey,
+        KeptBlock, Known, Op, Place, Reach, ReadError, RunningDigest, ask,
+        earlier::{pack, unpack},
+        encode,
     },
-    qemu::BlockId,
+    qemu::{Block, BlockId},
 };
 
 pub(crate) fn key() -> FingerprintKey {
@@ -38,14 +40,18 @@ pub(crate) fn read_disk(source: u16, block: u64, to: &mut [u8]) -> bool {
     true
 }
 
+/// What the source believes: that this is on the disk, and that each block is what the page of that number was before.
 pub(crate) fn catalog() -> Catalog {
-    let hashes: Vec<u64> = disk().iter().map(|block| block_hash(block)).collect();
-    Catalog::new(vec![Arc::default(), BlockTable::new(&hashes, 100).into()])
+    let kept = |(number, block): (u64, &Vec<u8>)| KeptBlock::new(Place::new(BLOCKS[0].0, number * PAGE as u64), block);
+    let kept: Vec<KeptBlock> = (0..).zip(&disk()).map(kept).collect();
+    let (table, earlier) = unpack(&pack(&kept, 1000).unwrap());
+    Catalog::new(vec![Arc::default(), table.into()]).with_earlier(1, earlier)
 }
 
 /// The source's side of a session.
 pub(crate) struct Source {
     known: Known,
+    blocks: Arc<[Block]>,
     pub(crate) catalog: Catalog,
     pub(crate) digest: RunningDigest,
     lanes: Vec<Encoders>,
@@ -57,6 +63,7 @@ impl Source {
     pub(crate) fn new(reach: Reach, versions: usize, coders: Coders, lanes: usize) -> Self {
         Self {
             known: Known::new(reach, versions * (PAGE + 64)),
+            blocks: Arc::from([]),
             catalog: Catalog::default(),
             digest: RunningDigest::new(&key()),
             coders: coders.len() as u64,
@@ -69,7 +76,12 @@ impl Source {
     pub(crate) fn payload(&mut self, batch: &Batch) -> Vec<u8> {
         let fingerprints = key().pages(batch);
         let mut classes = self.known.classify(batch, &fingerprints, &key().lines(batch));
-        self.catalog.refer(batch, &fingerprints, &mut classes);
+        let mut lists = batch.ops().iter().filter_map(|op| match op {
+            Op::Blocks(blocks) => Some(blocks.clone()),
+            _ => None,
+        });
+        self.blocks = lists.next().unwrap_or_else(|| self.blocks.clone());
+        self.catalog.refer(batch, &self.blocks, &fingerprints, &mut classes);
         let after = self
             .digest
             .extend(batch.stream().len(), key().batch(batch, &fingerprints));
@@ -104,7 +116,7 @@ impl Memory {
         while self.not_loaded.len() > self.lag {
             let batch = self.not_loaded.remove(0);
             for op in batch.ops() {
-                if let vmferry_core::page::Op::Page { at, start, .. } = op {
+                if let Op::Page { at, start, .. } = op {
                     self.pages.insert((at.block, at.offset), batch.page(*start).to_vec());
                 }
             }

@@ -244,6 +244,9 @@ pub struct ByEncoding {
     /// What stands in known content that the target reads (disks, images, memory that it kept), and what it then asked for.
     #[serde(default)]
     pub content: Encoded,
+    /// The difference to an earlier version in memory that the target kept.
+    #[serde(default)]
+    pub patch: Encoded,
     /// The difference to what the target held at that address.
     #[serde(default)]
     pub delta: Encoded,
@@ -255,12 +258,13 @@ pub struct ByEncoding {
 
 impl ByEncoding {
     /// Each encoding with its name, in the order reports use.
-    pub fn named(&self) -> [(&'static str, Encoded); 7] {
+    pub fn named(&self) -> [(&'static str, Encoded); 8] {
         [
             ("zero", self.zero),
             ("same", self.same),
             ("copy", self.copy),
             ("content", self.content),
+            ("patch", self.patch),
             ("delta", self.delta),
             ("lz", self.lz),
             ("raw", self.raw),
@@ -281,6 +285,7 @@ impl ByEncoding {
             same: self.same.plus(&other.same),
             copy: self.copy.plus(&other.copy),
             content: self.content.plus(&other.content),
+            patch: self.patch.plus(&other.patch),
             delta: self.delta.plus(&other.delta),
             lz: self.lz.plus(&other.lz),
             raw: self.raw.plus(&other.raw),

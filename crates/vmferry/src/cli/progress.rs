@@ -239,7 +239,7 @@ mod tests {
                 "web to host-b:7464   pre-copy round 2   4.20 s",
                 "[==============================          ]  75 %   65,536 pages left",
                 "guest writes 1,234 pages/s   wire 112 MB/s   4.2 to 1",
-                "zero 90,000   same 0   copy 0   content 0   delta 0   lz 98,000 (92.0 MB)   raw 0",
+                "zero 90,000   same 0   copy 0   content 0   patch 0   delta 0   lz 98,000 (92.0 MB)   raw 0",
                 "pause if stopped now 212 ms   time left 3.25 s",
             ]
         );

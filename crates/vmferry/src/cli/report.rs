@@ -317,10 +317,10 @@ stage             time
 reserve         312 ms
 stop-and-copy    98 ms
 
-round     time     pages      zero   same   copy   content   delta                 lz   raw      wire
-1       5.10 s   262,144   200,000      -      -         -       -   62,144 (44.1 MB)     -   44.1 MB
-2        98 ms     1,200         -      -      -         -       -     1,200 (900 kB)     -    900 kB
-all     5.20 s   263,344   200,000      -      -         -       -   63,344 (45.0 MB)     -   45.0 MB
+round     time     pages      zero   same   copy   content   patch   delta                 lz   raw      wire
+1       5.10 s   262,144   200,000      -      -         -       -       -   62,144 (44.1 MB)     -   44.1 MB
+2        98 ms     1,200         -      -      -         -       -       -     1,200 (900 kB)     -    900 kB
+all     5.20 s   263,344   200,000      -      -         -       -       -   63,344 (45.0 MB)     -   45.0 MB
 
 CPU seconds   agent   QEMU
 source         1.50   2.00

@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use vmferry_content::{Blocks, CheckpointError, CheckpointFolder, CheckpointWriter};
 use vmferry_core::limits::CONTENT_TABLES_BYTES_MAX;
-use vmferry_core::page::BlockTable;
+use vmferry_core::page::{Place, earlier};
 
 /// How long a migration may be held up at its end to keep memory. What was kept until then is of use.
 const KEEP_MAX: Duration = Duration::from_secs(10);
+
+/// Takes a part of a VM's memory, and where it is.
+type Each<'a> = dyn FnMut(Place, &[u8]) -> io::Result<()> + 'a;
 
 /// The memory that VMs left here.
 #[derive(Debug, Clone)]
@@ -21,7 +24,7 @@ pub struct KeptMemory(CheckpointFolder);
 pub struct Kept {
     /// The memory.
     pub blocks: Arc<dyn Blocks>,
-    /// Hashes of its blocks, as the source is sent them ([`BlockTable::packed`]).
+    /// What the source is sent of its blocks ([`earlier::pack`]).
     pub table: Vec<u8>,
 }
 
@@ -32,7 +35,7 @@ impl KeptMemory {
 
     /// Keeps the memory of a VM, in the place of what was kept of it before, unless that is more. `read` gives it part by part.
     /// It blocks its thread.
-    pub fn keep(&self, vm: &str, read: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>) {
+    pub fn keep(&self, vm: &str, read: impl FnOnce(&mut Each<'_>) -> io::Result<()>) {
         let began = Instant::now();
         let kept = self.0.begin(vm).and_then(|mut writer| {
             let stopped = fill(&mut writer, began, read);
@@ -58,16 +61,15 @@ impl KeptMemory {
             let Some(checkpoint) = self.0.checkpoint(vm)? else {
                 return Ok(None);
             };
-            let table = match checkpoint.hashes() {
-                Ok(hashes) => BlockTable::packed(&hashes),
+            let table = match checkpoint.records() {
+                Ok(records) => earlier::pack(&records, CONTENT_TABLES_BYTES_MAX).filter(|_| !records.is_empty()),
                 Err(error) => {
                     tracing::warn!(vm, %error, "memory that was kept can't be read");
                     self.0.remove(vm)?;
                     return Ok(None);
                 }
             };
-            let fits = !table.is_empty() && table.len() <= CONTENT_TABLES_BYTES_MAX;
-            Ok(fits.then(|| Kept {
+            Ok(table.map(|table| Kept {
                 blocks: Arc::new(checkpoint),
                 table,
             }))
@@ -90,13 +92,13 @@ impl KeptMemory {
 fn fill(
     writer: &mut CheckpointWriter,
     began: Instant,
-    read: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()>,
+    read: impl FnOnce(&mut Each<'_>) -> io::Result<()>,
 ) -> Option<String> {
-    let filled = read(&mut |pages| {
+    let filled = read(&mut |place, pages| {
         if began.elapsed() > KEEP_MAX {
             return Err(io::Error::other("it takes too long"));
         }
-        writer.add(pages).map_err(io::Error::other)
+        writer.add(place, pages).map_err(io::Error::other)
     });
     filled.err().map(|error| error.to_string())
 }

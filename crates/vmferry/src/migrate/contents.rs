@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vmferry_core::limits::CONTENT_TABLES_BYTES_MAX;
-use vmferry_core::page::catalog::{CONTENT_SOURCES_MAX, PACKED_BYTES};
+use vmferry_core::page::catalog::CONTENT_SOURCES_MAX;
 use vmferry_core::page::content::BLOCK_BYTES;
-use vmferry_core::page::{BlockTable, Catalog};
+use vmferry_core::page::{Catalog, earlier};
 
 use crate::content::Known;
 
@@ -32,7 +32,8 @@ impl Contents {
         let blocks_max = usize::try_from(2 * memory_bytes / BLOCK_BYTES as u64).unwrap_or(usize::MAX);
         Self {
             offered,
-            tables_bytes_max: (blocks_max.saturating_mul(PACKED_BYTES)).min(CONTENT_TABLES_BYTES_MAX),
+            tables_bytes_max: (blocks_max.saturating_mul(earlier::TABLE_BYTES_PER_BLOCK_MAX))
+                .min(CONTENT_TABLES_BYTES_MAX),
             ..Self::default()
         }
     }
@@ -52,7 +53,7 @@ impl Contents {
     pub(super) fn catalog(mut self, readable: &[u16]) -> (Catalog, Vec<String>) {
         let lasting = self.offered.len();
         let mut offered = self.offered.into_iter();
-        let (mut tables, mut names) = (Vec::new(), Vec::new());
+        let (mut tables, mut earlier_versions, mut names) = (Vec::new(), Vec::new(), Vec::new());
         let count = readable.iter().max().map_or(0, |last| last.saturating_add(1));
         for number in 0..count.min(CONTENT_SOURCES_MAX as u16) {
             let known = offered.next();
@@ -60,12 +61,18 @@ impl Contents {
             let table = match (&known, self.tables.remove(&number)) {
                 _ if !is_readable => Arc::default(),
                 (Some(known), _) => known.table(),
-                (None, Some(packed)) => Arc::new(BlockTable::unpacked(&packed)),
+                (None, Some(packed)) => {
+                    let (table, earlier) = earlier::unpack(&packed);
+                    earlier_versions.push((number, earlier));
+                    Arc::new(table)
+                }
                 (None, None) => Arc::default(),
             };
             tables.push(table);
             names.push(known.map_or_else(|| "the target's own".to_owned(), |known| known.name.to_string()));
         }
-        (Catalog::new(tables).with_lasting(lasting), names)
+        let catalog = Catalog::new(tables).with_lasting(lasting);
+        let with_earlier = |catalog: Catalog, (number, earlier)| catalog.with_earlier(number, earlier);
+        (earlier_versions.into_iter().fold(catalog, with_earlier), names)
     }
 }

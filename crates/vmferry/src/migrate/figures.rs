@@ -342,6 +342,7 @@ fn by_encoding(stats: &EncodingStats) -> ByEncoding {
         same: encoded(stats.same),
         copy: encoded(stats.copy),
         content: encoded(stats.content),
+        patch: encoded(stats.patch),
         delta: encoded(stats.delta),
         lz: encoded(stats.lz),
         raw: encoded(stats.raw),

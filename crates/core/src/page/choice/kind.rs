@@ -49,7 +49,10 @@ impl Load {
         let (mut looks, mut dense) = (0, 0_u32);
         for (page, class) in batch.pages().zip(classes) {
             match class {
-                Class::New { changed: Some(lines) } if delta::is_close(*lines) => {
+                Class::New { changed: Some(lines) }
+                | Class::Content {
+                    changed: Some(lines), ..
+                } if delta::is_close(*lines) => {
                     changed_bytes += delta::bytes(lines.count_ones() as u8, page.len());
                 }
                 Class::New { .. } => {
@@ -77,7 +80,7 @@ impl Load {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::Op;
+    use super::super::super::{Fingerprint, Op};
     use super::*;
     use crate::qemu::{BlockId, PageAt};
 
@@ -126,9 +129,19 @@ mod tests {
         let batch = batch(0, 8);
         assert_eq!(Load::of(&batch, &vec![Class::Same; 8]), Load::default());
         // One line of each page changed: the line, and the mask that says which.
-        let load = Load::of(&batch, &vec![Class::New { changed: Some(1) }; 8]);
-        let content = (16 + 32) as f64 / PAGE_BYTES as f64;
-        assert_eq!((load.kind, load.dense), (PageKind::Changed, 0.0));
-        assert!((load.content - content).abs() < 1e-9, "{load:?}");
+        let changed = Some(1);
+        let known = |changed| Class::Content {
+            source: 0,
+            block: 0,
+            changed,
+            fingerprint: Fingerprint::default(),
+        };
+        for class in [Class::New { changed }, known(changed)] {
+            let load = Load::of(&batch, &vec![class; 8]);
+            let content = (16 + 32) as f64 / PAGE_BYTES as f64;
+            assert_eq!((load.kind, load.dense), (PageKind::Changed, 0.0));
+            assert!((load.content - content).abs() < 1e-9, "{load:?}");
+        }
+        assert_eq!(Load::of(&batch, &vec![known(None); 8]), Load::default());
     }
 }
