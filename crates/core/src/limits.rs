@@ -50,6 +50,6 @@ pub const PEER_SILENCE: std::time::Duration = std::time::Duration::from_secs(10)
 
 /// A frame of a content table: the table of 1 GiB of a guest's memory takes six such.
 pub const CONTENT_TABLE_FRAME_BYTES_MAX: usize = 1 << 20;
-/// Bytes of all content tables that a target may send: five for each block of 128 GiB of memory that it kept. Up to 30 GiB, all
-/// blocks have room for the hashes of their pieces, too, 16 bytes each.
+/// Bytes of all content tables that a target may send: five for each block of about 128 GiB of memory that it kept. Up to about
+/// 30 GiB in long runs, 16 GiB where every block lies alone, all blocks have room for the hashes of their pieces, too.
 pub const CONTENT_TABLES_BYTES_MAX: usize = 160 << 20;

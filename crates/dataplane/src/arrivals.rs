@@ -29,6 +29,21 @@ pub(crate) struct Seen {
     pub(crate) time: Duration,
 }
 
+impl Seen {
+    /// Becomes `now`, if that is more, and says by how much. Acknowledgements of several lanes overtake one another, so it may be
+    /// less.
+    pub(crate) fn grow(&mut self, now: Seen) -> Seen {
+        if now.bytes <= self.bytes {
+            return Seen::default();
+        }
+        let before = std::mem::replace(self, now);
+        Seen {
+            bytes: now.bytes - before.bytes,
+            time: now.time.saturating_sub(before.time),
+        }
+    }
+}
+
 impl Arrivals {
     pub(crate) fn new() -> Arrivals {
         Arrivals(Mutex::new(State {
@@ -101,6 +116,21 @@ mod tests {
         let seen = arrivals.seen();
         assert_eq!(seen.bytes, 150);
         assert!(!seen.time.is_zero() && seen.time <= most, "{seen:?} of {most:?}");
+    }
+
+    #[test]
+    fn what_was_said_later_and_is_less_counts_for_nothing() {
+        let seen = |bytes, ms| Seen {
+            bytes,
+            time: Duration::from_millis(ms),
+        };
+        let mut all = Seen::default();
+        assert_eq!(all.grow(seen(0, 0)), Seen::default());
+        assert_eq!(all.grow(seen(300, 3)), seen(300, 3));
+        for overtaken in [seen(0, 0), seen(200, 2), seen(300, 9)] {
+            assert_eq!((all.grow(overtaken), all), (Seen::default(), seen(300, 3)));
+        }
+        assert_eq!(all.grow(seen(500, 1)), seen(200, 0));
     }
 
     #[test]

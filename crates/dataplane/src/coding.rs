@@ -136,16 +136,11 @@ impl Coding {
             chooser.decoded(&batch.load, batch.coder, batch.content_bytes, decode);
             chooser.placed(batch.stream_bytes, grown(ack.place_ns, before.place_ns));
         }
-        // Acknowledgements of several lanes can overtake one another.
-        let now = Seen {
+        let more = state.arrived.grow(Seen {
             bytes: ack.seen_bytes,
             time: Duration::from_nanos(ack.seen_ns),
-        };
-        if now.bytes > state.arrived.bytes || now == Seen::default() {
-            let time = now.time.saturating_sub(state.arrived.time);
-            state.chooser.carried(now.bytes - state.arrived.bytes, time);
-            state.arrived = now;
-        }
+        });
+        state.chooser.carried(more.bytes, more.time);
         let window = &mut state.window;
         window.batches += arrived.len() as u64;
         window.stream_bytes += ack.stream_bytes.saturating_sub(before.stream_bytes);

@@ -4,6 +4,9 @@
 //! Each thread has parts of the guest's memory that are its own, as large as what the kernel finds and clears at once. If two
 //! threads write to fresh memory that close together, both clear all of it, and one does so for nothing. It also means that of
 //! two versions of a page the later one stays: both take the same way.
+//!
+//! QEMU sends pages in the order of addresses, and [`BATCHES_MAX`] batches are two or three regions: so many threads work at once,
+//! however many there are.
 
 use crate::guest_memory::GuestMemory;
 use crate::processors;

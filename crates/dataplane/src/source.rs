@@ -78,8 +78,6 @@ pub struct Counters {
     pub taken_bytes: u64,
     /// What was encoded, by round; index 0 is round 0, before QEMU told of its first.
     pub rounds: Vec<EncodingStats>,
-    /// Memory of the index of what the target knows, bytes.
-    pub index_bytes: usize,
     /// Of each content source: pages referred to it, and how many of those the target asked for.
     pub content: Vec<(u64, u64)>,
 }
@@ -253,8 +251,6 @@ impl Source {
                 .map(|lane| lane.taken_bytes.load(Ordering::Relaxed))
                 .sum(),
             rounds: lock(&shared.rounds).clone(),
-            index_bytes: shared.ordered.look(|ordered| ordered.known.memory_bytes())
-                + shared.settings.catalog.memory_bytes(),
             content: shared.settings.catalog.tallies(),
         }
     }

@@ -61,9 +61,15 @@ pub(crate) fn render(results: &Results) -> String {
          |---|---|---|---|---:|---:|---:|---:|---:|---:|\n",
     );
     for goal in &GOALS {
-        if let Some(cell) = results.cell(goal.workload, goal.link, goal.mode) {
-            text.push_str(&row(results, goal, &cell));
-        }
+        text.push_str(&match results.cell(goal.workload, goal.link, goal.mode) {
+            Some(cell) => row(results, goal, &cell),
+            None => format!(
+                "| {} | {} | {} | not measured | - | - | - | - | - | - |\n",
+                goal.workload.name(),
+                goal.link,
+                goal.mode.name()
+            ),
+        });
     }
     text.push('\n');
     text.push_str(&rates(&results.rates));

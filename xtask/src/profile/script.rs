@@ -82,7 +82,7 @@ mod tests {
             "\n",
             "   lane-1  8079/8085    1001001 \n",
             "\tffffffff8225211f xas_load ([kernel.kallsyms])\n",
-            "\t    5637 <alloc::vec::Vec<T> as core::ops::FnOnce<(A, B)>>::call (/work/vmferry)\n",
+            "\t    5637 <alloc::vec::Vec<T> as core::ops::FnOnce<(A, B)>>::call (/opt/vmferry)\n",
         );
         let samples = samples(text).unwrap();
         let [vcpu, lane] = &samples[..] else {
@@ -95,7 +95,7 @@ mod tests {
         };
         assert_eq!((kernel.symbol, kernel.in_kernel), ("xas_load", true));
         assert_eq!(user.symbol, "<alloc::vec::Vec<T> as core::ops::FnOnce<(A, B)>>::call");
-        assert_eq!((user.module, user.in_kernel), ("/work/vmferry", false));
+        assert_eq!((user.module, user.in_kernel), ("/opt/vmferry", false));
     }
 
     #[test]

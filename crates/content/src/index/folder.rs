@@ -95,8 +95,7 @@ impl IndexFolder {
                 _ if options.digest && kept.header().digest.is_none() => false,
                 Change::Nothing => true,
                 // A digest is of all that is there.
-                Change::Content => !options.digest && is_current(content, &kept, options, cancel)?,
-                Change::Unknown => is_current(content, &kept, options, cancel)?,
+                Change::Content | Change::Unknown => !options.digest && is_current(content, &kept, options, cancel)?,
                 Change::Another => false,
             };
             if serves {

@@ -158,12 +158,6 @@ impl Catalog {
         };
         self.sources.iter().map(tally).collect()
     }
-
-    /// Memory that this takes, bytes.
-    pub fn memory_bytes(&self) -> usize {
-        let of_source = |source: &Source| source.table.memory_bytes() + source.earlier.memory_bytes();
-        self.sources.iter().map(of_source).sum()
-    }
 }
 
 impl Source {

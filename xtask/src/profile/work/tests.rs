@@ -4,7 +4,7 @@ use super::*;
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
-const AGENT: &str = "/home/vmferry/target/release/vmferry";
+const AGENT: &str = "/opt/vmferry/target/release/vmferry";
 
 /// What a stack is counted as: functions of the kernel, innermost first, and after them those of programs and their files.
 fn work(comm: &str, kernel: &str, user: &[(&str, &str)]) -> Option<Work> {

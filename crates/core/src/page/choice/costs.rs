@@ -155,8 +155,9 @@ impl Costs {
         if content_bytes < CONTENT_BYTES_MIN as f64 {
             return;
         }
-        // No coding at all says nothing about how dense the pages are.
-        if assumed.ratio < RATIO_MAX {
+        // No coding at all says nothing about how dense the pages are, nor does a batch of which a sample misjudged so much that
+        // less than nothing is left for them.
+        if assumed.ratio < RATIO_MAX && wire_bytes > 0.0 {
             let ratio = (wire_bytes / content_bytes).clamp(1e-4, 1.0);
             let density = ratio.ln() / assumed.ratio.ln();
             self.density.add(number, density);
