@@ -19,8 +19,8 @@ const FLAG_DIGEST: u32 = 1;
 pub(super) const HEADER_BYTES: usize = 120;
 const HASH_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 8;
-/// Bytes read at once.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Bytes read or written at once.
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
 /// Why an index is not read or written.
 #[derive(Debug, thiserror::Error)]

@@ -1,19 +1,25 @@
 //! An index while it is written.
 
 use std::{
-    io::{self, Write},
+    fs::File,
+    io::{self, BufWriter, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::{Index, IndexError, IndexHeader, file::HEADER_BYTES};
+use super::{
+    Index, IndexError, IndexHeader,
+    file::{HEADER_BYTES, PIECE_BYTES},
+};
 use crate::{Identity, durable::Draft};
 
 /// Writes an index as its source is read. Dropped before [`IndexWriter::finish`], it leaves nothing.
 pub(super) struct IndexWriter {
     draft: Draft,
+    /// The draft, by whole pieces: holes come a few hashes at a time.
+    out: BufWriter<File>,
     path: PathBuf,
     /// Of what was added so far.
     header: IndexHeader,
@@ -27,8 +33,10 @@ impl IndexWriter {
     /// [`IndexError::Io`].
     pub(super) fn create(path: &Path, identity: Identity) -> Result<Self, IndexError> {
         let draft = Draft::create(path).map_err(IndexError::io("create", path))?;
-        let writer = Self {
+        let out = draft.file().try_clone().map_err(IndexError::io("create", path))?;
+        let mut writer = Self {
             draft,
+            out: BufWriter::with_capacity(PIECE_BYTES, out),
             path: path.to_owned(),
             header: IndexHeader {
                 identity,
@@ -68,7 +76,7 @@ impl IndexWriter {
         self.checksum.update(&header);
         self.write(&self.checksum.digest().to_le_bytes())?;
         let publish = || -> io::Result<_> {
-            let file = self.draft.file().try_clone()?;
+            let file = self.out.into_inner()?;
             file.write_all_at(&header, 0)?;
             self.draft.publish(&self.path)?;
             Ok(file)
@@ -77,8 +85,7 @@ impl IndexWriter {
         Ok(Index::new(self.header, file, self.path))
     }
 
-    fn write(&self, bytes: &[u8]) -> Result<(), IndexError> {
-        let mut file = self.draft.file();
-        file.write_all(bytes).map_err(IndexError::io("write", &self.path))
+    fn write(&mut self, bytes: &[u8]) -> Result<(), IndexError> {
+        self.out.write_all(bytes).map_err(IndexError::io("write", &self.path))
     }
 }
