@@ -27,7 +27,7 @@ const TICK_INTERVAL: Duration = Duration::from_millis(1);
 const MEMORY_BESIDE_MIB: u32 = 512;
 
 /// A virtual machine gives memory that it left unused for two seconds back to its host (free page reporting), and whoever then
-/// uses it waits for the host, up to twenty times as long as for memory that was used a moment ago. How long before a move
+/// uses it waits for the host, many times as long as for memory that was used a moment ago. How long before a move
 /// which other process ended should not decide what the move costs, so each one finds as much memory as it takes used a
 /// moment ago: by a QEMU that takes it the way a guest's QEMU does, and ends.
 fn have_memory_at_hand(mib: u32) -> Result<()> {
