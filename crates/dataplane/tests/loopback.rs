@@ -202,7 +202,7 @@ fn what_a_disk_holds_is_read_there_and_what_it_holds_no_more_is_asked_for() {
         }
         true
     };
-    let catalog = Catalog::new(vec![BlockTable::new(&hashes, 1000).into()]);
+    let catalog = Catalog::new(vec![BlockTable::new(&hashes).into()]);
     let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
     let pair = pair_with(lanes, Coders::default(), catalog, Arc::new(content));
     let sent = stream(5000);

@@ -25,18 +25,18 @@ const PACKED_HASH_BITS: u32 = 40;
 pub(super) const PACKED_BYTES: usize = PACKED_HASH_BITS as usize / 8;
 
 impl BlockTable {
-    /// A table of the blocks with these hashes ([`block_hash`](super::content::block_hash)), numbered from 0; those of hash 0 are left out, and all beyond
-    /// the first `blocks_max`.
-    pub fn new(hashes: &[u64], blocks_max: usize) -> Self {
-        Self::with_precision(hashes, blocks_max, u64::BITS)
+    /// A table of the blocks with these hashes ([`block_hash`](super::content::block_hash)), numbered from 0; those of hash 0 are
+    /// left out.
+    pub fn new(hashes: &[u64]) -> Self {
+        Self::with_precision(hashes, u64::BITS)
     }
 
-    fn with_precision(hashes: &[u64], blocks_max: usize, hash_bits: u32) -> Self {
-        let count = hashes.iter().filter(|hash| **hash != 0).count().min(blocks_max);
+    fn with_precision(hashes: &[u64], hash_bits: u32) -> Self {
+        let count = hashes.iter().filter(|hash| **hash != 0).count();
         let numbered = || {
             // A block's number takes 32 bits of its entry: 16 TiB.
             let numbers = 0..=u32::MAX;
-            numbers.zip(hashes).filter(|(_, hash)| **hash != 0).take(count)
+            numbers.zip(hashes).filter(|(_, hash)| **hash != 0)
         };
         // About eight to a bucket.
         let bits = (count / 8).checked_ilog2().unwrap_or(0).max(1);
@@ -125,7 +125,7 @@ impl BlockTable {
                 bytes.iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte)) << (u64::BITS - PACKED_HASH_BITS)
             })
             .collect();
-        Self::with_precision(&hashes, usize::MAX, PACKED_HASH_BITS)
+        Self::with_precision(&hashes, PACKED_HASH_BITS)
     }
 }
 
@@ -145,7 +145,7 @@ mod tests {
     fn every_block_is_found_and_nothing_else() {
         let hashes = hashes(20_000);
         let (known, unknown) = hashes.split_at(10_000);
-        let table = BlockTable::new(known, usize::MAX);
+        let table = BlockTable::new(known);
         for (block, hash) in (0..).zip(known) {
             assert_eq!(table.find(*hash), Some(block));
         }
@@ -158,7 +158,7 @@ mod tests {
     fn a_repeated_content_takes_one_place() {
         let mut hashes = vec![hashes(1)[0]; 1000];
         hashes.extend(self::hashes(100));
-        let table = BlockTable::new(&hashes, usize::MAX);
+        let table = BlockTable::new(&hashes);
         assert_eq!((table.len(), table.find(hashes[0])), (100, Some(0)));
         assert_eq!(table.find(hashes[1001]), Some(1001));
     }
@@ -166,19 +166,9 @@ mod tests {
     #[test]
     fn blocks_whose_hashes_are_made_alike_fill_one_bucket_and_no_more() {
         let alike: Vec<u64> = (1..100_000u64).map(|number| 0xabcd << 48 | number << 20).collect();
-        let table = BlockTable::new(&alike, usize::MAX);
+        let table = BlockTable::new(&alike);
         assert_eq!((table.len(), table.find(alike[0])), (BUCKET_MAX as usize, Some(0)));
         assert_eq!(table.find(alike[50_000]), None);
-    }
-
-    #[test]
-    fn no_more_blocks_than_there_is_room_for() {
-        let hashes = hashes(100);
-        let table = BlockTable::new(&hashes, 10);
-        assert_eq!(
-            (table.len(), table.find(hashes[9]), table.find(hashes[10])),
-            (10, Some(9), None)
-        );
     }
 
     proptest! {
@@ -192,7 +182,7 @@ mod tests {
             let mut packed = Vec::new();
             BlockTable::pack(hashes.iter().copied(), &mut packed);
             prop_assert_eq!(packed.len(), hashes.len() * 5);
-            let (whole, unpacked) = (BlockTable::new(&hashes, usize::MAX), BlockTable::unpacked(&packed));
+            let (whole, unpacked) = (BlockTable::new(&hashes), BlockTable::unpacked(&packed));
             for hash in &hashes {
                 prop_assert_eq!(unpacked.find(*hash), whole.find(*hash));
             }

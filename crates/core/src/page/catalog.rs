@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn what_the_target_will_forget_is_not_held() {
         let blocks = [[1; BLOCK_BYTES], [2; BLOCK_BYTES]];
-        let tables = blocks.map(|block| BlockTable::new(&[block_hash(&block)], 1).into());
+        let tables = blocks.map(|block| BlockTable::new(&[block_hash(&block)]).into());
         let held = |catalog: Catalog| blocks.map(|block| catalog.holds(&block));
         assert_eq!(held(Catalog::new(tables.to_vec())), [true, true]);
         assert_eq!(held(Catalog::new(tables.to_vec()).with_lasting(1)), [true, false]);
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_source_that_is_often_wrong_is_left_alone() {
-        let catalog = Catalog::new(vec![BlockTable::new(&[1], 1).into()]);
+        let catalog = Catalog::new(vec![BlockTable::new(&[1]).into()]);
         assert!(catalog.sources[0].is_good());
         for _ in 0..=MISSES_FREE {
             catalog.missed(0);

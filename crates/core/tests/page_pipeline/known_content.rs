@@ -140,7 +140,7 @@ fn a_block_that_has_the_hash_of_a_page_and_not_its_content_is_never_taken_for_it
     let record = page(3, Content::Bytes(in_guest.clone()));
     let batch = batches(&stream(&[record]), &[1 << 20], 1 << 20).remove(0);
     let mut source = Source::new(Reach::All, 0, only(Codec::Zstd), 1);
-    source.catalog = Catalog::new(vec![BlockTable::new(&[block_hash(&on_disk)], 1).into()]);
+    source.catalog = Catalog::new(vec![BlockTable::new(&[block_hash(&on_disk)]).into()]);
     let payload = source.payload(&batch);
     assert_eq!(source.stats.content.pages, 1, "the page is taken for the block");
 

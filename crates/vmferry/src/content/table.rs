@@ -28,7 +28,7 @@ pub(super) fn shares(memory: u64, blocks: &[u64]) -> Vec<u64> {
 /// The table of an index's first blocks: of so many that it takes at most `memory` bytes while it is made, and about half of
 /// that from then on.
 pub(super) fn table(index: &Index, memory: u64) -> Result<BlockTable, IndexError> {
-    Ok(BlockTable::new(&first_hashes(index, memory)?, usize::MAX))
+    Ok(BlockTable::new(&first_hashes(index, memory)?))
 }
 
 fn first_hashes(index: &Index, memory: u64) -> Result<Vec<u64>, IndexError> {
@@ -90,7 +90,7 @@ mod tests {
             let table = table(&index, memory).unwrap();
             assert_eq!(table.len(), contents, "in {memory} bytes");
             // The smallest directory is larger than nothing.
-            let least = BlockTable::new(&[], 0).memory_bytes() as u64;
+            let least = BlockTable::new(&[]).memory_bytes() as u64;
             assert!(hashes.len() as u64 * HASH_BYTES + table.memory_bytes() as u64 <= memory.saturating_add(least));
         }
     }

@@ -71,8 +71,10 @@ impl Contents {
             tables.push(table);
             names.push(known.map_or_else(|| "the target's own".to_owned(), |known| known.name.to_string()));
         }
-        let catalog = Catalog::new(tables).with_lasting(lasting);
-        let with_earlier = |catalog: Catalog, (number, earlier)| catalog.with_earlier(number, earlier);
-        (earlier_versions.into_iter().fold(catalog, with_earlier), names)
+        let mut catalog = Catalog::new(tables).with_lasting(lasting);
+        for (number, earlier) in earlier_versions {
+            catalog = catalog.with_earlier(number, earlier);
+        }
+        (catalog, names)
     }
 }
