@@ -242,10 +242,16 @@ impl Answer {
     /// The last value, if the command succeeded.
     ///
     /// # Errors
-    /// When it failed, with what it said.
+    /// When it failed, with what it said and printed.
     pub fn success(self) -> Result<Value> {
         if self.code != Some(0) {
-            bail!("vmferry ended with {:?}: {}", self.code, self.said);
+            let printed: Vec<String> = self.values.iter().map(Value::to_string).collect();
+            bail!(
+                "vmferry ended with {:?}: {}\n{}",
+                self.code,
+                self.said,
+                printed.join("\n")
+            );
         }
         Ok(self.values.into_iter().next_back().unwrap_or(Value::Null))
     }

@@ -1,18 +1,20 @@
 //! Disks that both hosts share: what the guest was told is on them is on them, once, and the file system is clean.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Result, anyhow};
+use rustix::process::{Pid, Signal, kill_process};
 use vmferry_e2e::api::{Next, Stream};
 use vmferry_e2e::guest::Guest;
 use vmferry_e2e::image::{ext4_disk, fsck, qcow2_of};
 use vmferry_e2e::nbd::NbdExport;
 use vmferry_e2e::net::{Host, Lab};
 use vmferry_e2e::qemu::{Disk, Spec};
-use vmferry_e2e::scenario::{BOOT_MAX, Scenario, ensure_alive, small_guest};
+use vmferry_e2e::scenario::{BOOT_MAX, Scenario, address, ensure_alive, small_guest};
 
 const LOG: &str = "/disk/log";
 const DISK_BYTES: u64 = 64 << 20;
@@ -125,4 +127,38 @@ fn an_nbd_export_keeps_every_acknowledged_record_once() -> Result<()> {
     check_afterwards(&lab, &spec, acknowledged)?;
     export.stop()?;
     fsck(&path, "raw")
+}
+
+/// The target looks at the disk only once the guest's journal has gone through every block that the source sampled in it.
+#[test]
+fn a_disk_that_its_guest_writes_to_between_both_hosts_looks_is_compared_again() -> Result<()> {
+    const RECORDS: u64 = 600;
+    let lab = Lab::new()?;
+    let path = lab.folder().join("disk.raw");
+    ext4_disk(&path, DISK_BYTES, None)?;
+    let export = NbdExport::start(&lab, &path, "raw", 10809)?;
+    let scenario = Scenario::set_up(&lab)?;
+    let mut guest = scenario.run(Host::A, "db", &small_guest(0, vec![disk(export.uri(), "raw")])?)?;
+    // Without any content there is nothing to tell the disk by.
+    guest.ask_number(&format!("disk-write {LOG} {RECORDS}"), "acknowledged")?;
+
+    let target = scenario.b.pid().and_then(|pid| Pid::from_raw(pid as i32));
+    let target = target.ok_or_else(|| anyhow!("host-b has no agent"))?;
+    let mut events = Stream::open(&scenario.a.socket(), "/v1/events")?;
+    kill_process(target, Signal::STOP)?;
+    let mut moves = scenario
+        .a
+        .command(["migrate", "db", "--to", &address(Host::B)])
+        .spawn()?;
+    while !matches!(events.next(BOOT_MAX)?, Next::Object(event) if event["type"] == "migration-started") {}
+    // The source has its description ready when it waits for the target's hello.
+    let written = guest.ask_number(&format!("disk-write {LOG} {RECORDS}"), "acknowledged");
+    kill_process(target, Signal::CONT)?;
+    written?;
+    assert!(moves.wait()?.success());
+    scenario.settles(&[], &["db"])?;
+    let log = fs::read_to_string(scenario.b.log())?;
+    assert!(log.contains("disks were written to while they were compared"), "{log}");
+    assert_eq!(records(&mut guest)?, 2 * RECORDS);
+    guest.power_off()
 }

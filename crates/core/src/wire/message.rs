@@ -112,6 +112,14 @@ pub enum Message {
         /// Each a sentence that says what to change.
         reasons: Vec<String>,
     },
+    /// Target, before it answers `Reserve`: some disks look different from the offer. The guest may have written to them since;
+    /// what do they look like now?
+    DescribeDisks,
+    /// Source's answer to that; the agents' matter.
+    Disks {
+        /// Every disk's description.
+        disks: Value,
+    },
     /// Target: a complete image is here, paused, and this host has durably promised to run it or to ask before dropping it.
     Prepared {
         /// The attempt.

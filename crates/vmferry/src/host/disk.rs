@@ -6,9 +6,11 @@
 //! 2. The target sees the image lock that the source's running QEMU holds. A lock is seen only on the very file, so this
 //!    proves it, on every file system that shares locks between hosts, and on one host.
 //! 3. Where locks are not shared (a LUN; NFS mounted `nolock`; an NBD export), blocks spread over the disk are read past
-//!    the page cache and compared by BLAKE3. The guest goes on writing meanwhile, so a quarter of them may differ. **This
-//!    does not tell a disk from a fresh copy of it**; for these, that both hosts name the same storage stays the
-//!    administrator's word. On a local file system a lock that is not seen is proof enough of another file.
+//!    the page cache and compared by BLAKE3. The guest goes on writing meanwhile, so a quarter of them may differ, and where
+//!    more do, the source looks again and the target compares again: a journal that its guest fills goes through many sampled
+//!    blocks at once, but soon is past them. **This does not tell a disk from a fresh copy of it**; for these, that both
+//!    hosts name the same storage stays the administrator's word. On a local file system a lock that is not seen is proof
+//!    enough of another file.
 
 use std::{io, path::Path};
 

@@ -68,7 +68,7 @@ pub async fn examine(probes: &Probes, offer: &Offer) -> Result<TargetFacts, Exam
     };
     let (disks, boot_files) = {
         let offer = offer.clone();
-        super::blocking(move || (examine_disks(&offer), examine_boot_files(&offer))).await
+        super::blocking(move || (compare_disks(&offer), examine_boot_files(&offer))).await
     };
     Ok(TargetFacts {
         memory: capability::memory()?,
@@ -81,7 +81,21 @@ pub async fn examine(probes: &Probes, offer: &Offer) -> Result<TargetFacts, Exam
     })
 }
 
-fn examine_disks(offer: &Offer) -> BTreeMap<String, Result<Proof, DiskProblem>> {
+impl TargetFacts {
+    /// Whether a disk's content alone is against it, which a guest that writes changes: then it is worth another look.
+    pub fn content_differs(&self) -> bool {
+        let mut problems = self.disks.values().filter_map(|disk| disk.as_ref().err());
+        problems.any(|problem| matches!(problem, DiskProblem::OtherContent { .. }))
+    }
+
+    /// Looks at the disks again, which the offer describes anew.
+    pub async fn look_again(&mut self, offer: &Offer) {
+        let offer = offer.clone();
+        self.disks = super::blocking(move || compare_disks(&offer)).await;
+    }
+}
+
+fn compare_disks(offer: &Offer) -> BTreeMap<String, Result<Proof, DiskProblem>> {
     let pairs = offer.definition.disk.iter().filter_map(|disk| {
         let facts = offer.disks.iter().find(|facts| facts.id == disk.id)?;
         Some((disk.id.clone(), disk::compare(disk, facts)))

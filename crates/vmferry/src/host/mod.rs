@@ -23,8 +23,9 @@ pub mod reservations;
 
 pub use capability::{QemuFacts, QemuVersion};
 pub use check::{Refusal, check};
+pub use disk::DiskFacts;
 pub use examine::{TargetFacts, examine};
-pub use offer::{Offer, describe};
+pub use offer::{Offer, describe, describe_disks};
 pub use probes::Probes;
 pub use reservations::{Reservation, Reservations};
 

@@ -78,12 +78,6 @@ pub async fn describe(vm: &RunningVm) -> Result<Offer, DescribeError> {
     let qemu = vm.qmp.version().into();
     let definition = vm.definition.clone();
     super::blocking(move || {
-        let disks = definition.disk.iter().map(|disk| {
-            disk::describe(disk).map_err(|source| DescribeError::Disk {
-                id: disk.id.clone(),
-                source,
-            })
-        });
         let boot_files = boot_paths(&definition).map(|path| {
             let hash = hash_file(path).map_err(|source| DescribeError::BootFile {
                 path: path.to_owned(),
@@ -95,7 +89,7 @@ pub async fn describe(vm: &RunningVm) -> Result<Offer, DescribeError> {
             })
         });
         Ok(Offer {
-            disks: disks.collect::<Result<_, _>>()?,
+            disks: disks_of(&definition)?,
             boot_files: boot_files.collect::<Result<_, DescribeError>>()?,
             qemu,
             cpu_features,
@@ -104,6 +98,25 @@ pub async fn describe(vm: &RunningVm) -> Result<Offer, DescribeError> {
         })
     })
     .await
+}
+
+/// Describes only its disks, as they are by now.
+///
+/// # Errors
+/// [`DescribeError::Disk`].
+pub async fn describe_disks(vm: &RunningVm) -> Result<Vec<DiskFacts>, DescribeError> {
+    let definition = vm.definition.clone();
+    super::blocking(move || disks_of(&definition)).await
+}
+
+fn disks_of(definition: &VmDefinition) -> Result<Vec<DiskFacts>, DescribeError> {
+    let disks = definition.disk.iter().map(|disk| {
+        disk::describe(disk).map_err(|source| DescribeError::Disk {
+            id: disk.id.clone(),
+            source,
+        })
+    });
+    disks.collect()
 }
 
 /// The files that `definition` boots from.

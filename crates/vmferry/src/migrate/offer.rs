@@ -8,8 +8,11 @@ use crate::agent::Agent;
 use crate::content::{Known, name::ContentName};
 pub(super) use crate::host::Offer;
 use crate::host::check::{MemoryPolicy, Occupancy, check, reservation_for};
-use crate::host::{Refusal, describe, examine};
+use crate::host::{Refusal, TargetFacts, describe};
 use crate::vm::{Role, RunningVm, VmDefinition, launch};
+
+/// How often disks are compared before differences count: a guest that writes changes them between both hosts' looks.
+pub(super) const DISK_LOOKS: usize = 4;
 
 /// Describes a VM that runs here, for a target to check; and the content that its pages may be referred to.
 pub(super) async fn make(agent: &Agent, vm: &RunningVm) -> Result<(Value, Vec<Known>), String> {
@@ -33,17 +36,19 @@ pub(super) struct Admission {
     pub(super) memory: Option<GuestMemory>,
 }
 
-/// Checks an offer against this host, everything at once, and sets aside what it needs.
-pub(super) async fn admit(agent: &Agent, handover: &Handover, offer: Offer) -> Result<Admission, Vec<String>> {
+/// Weighs an offer against what this host was found to be, everything at once, and sets aside what it needs.
+pub(super) fn admit(
+    agent: &Agent,
+    handover: &Handover,
+    offer: Offer,
+    facts: &TargetFacts,
+) -> Result<Admission, Vec<String>> {
     if offer.definition.name != handover.vm {
         return Err(vec![format!(
             "the offer is of {}, the definition of {}",
             handover.vm, offer.definition.name
         )]);
     }
-    let facts = examine(&agent.probes, &offer)
-        .await
-        .map_err(|error| vec![error.to_string()])?;
     let policy = MemoryPolicy {
         limit: agent.config.memory_limit.map(|limit| limit.0),
         headroom: agent.config.memory_headroom.0,
@@ -51,7 +56,7 @@ pub(super) async fn admit(agent: &Agent, handover: &Handover, offer: Offer) -> R
     // Check and promise are one step, so that two offers at once do not both get the last of the memory.
     let mut reservations = agent.peers.reservations();
     let definitions: Vec<VmDefinition> = agent.registry.lock().values().map(|vm| vm.definition.clone()).collect();
-    let refusals = check(&offer, &facts, &Occupancy::new(&definitions, &reservations), policy);
+    let refusals = check(&offer, facts, &Occupancy::new(&definitions, &reservations), policy);
     if !refusals.is_empty() {
         return Err(refusals.iter().map(Refusal::to_string).collect());
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,10 +27,12 @@ use super::control::{Control, Heard};
 use super::dial::{dial, hello, reach};
 use super::figures::{Account, ms};
 use super::monitor;
+use super::offer::DISK_LOOKS;
 use crate::agent::Agent;
 use crate::agent::migrations::MigrationHandle;
 use crate::agent::record::Record;
 use crate::api::migration::{self as view, MigrateRequest, Report, Verification};
+use crate::host::describe_disks;
 use crate::vm::RunningVm;
 
 /// How often QEMU is asked how far it is, and the controller whether to stop.
@@ -150,6 +153,8 @@ struct Driver {
     controller: Controller,
     account: Account,
     let_stop: bool,
+    /// How often the disks were described to the target.
+    disk_looks: usize,
     began: Instant,
     stream_began: Option<Instant>,
     outcome: Option<Outcome>,
@@ -187,6 +192,7 @@ impl Driver {
             controller: Controller::new(limits),
             account,
             let_stop: false,
+            disk_looks: 1,
             began,
             stream_began: None,
             outcome: None,
@@ -249,6 +255,10 @@ impl Driver {
                 self.account.target = serde_json::from_value(figures).unwrap_or_default();
                 None
             }
+            Some(Heard::Message(Message::DescribeDisks)) => {
+                self.describe_disks();
+                None
+            }
             Some(Heard::Message(message)) => {
                 if let Message::Running { .. } = message {
                     self.account.guest_runs_there();
@@ -271,6 +281,20 @@ impl Driver {
                 None
             }
         }
+    }
+
+    /// Tells the target what the disks look like by now, as often as that can be of use to it.
+    fn describe_disks(&mut self) {
+        if self.source.stage() != Stage::Reserve || self.disk_looks >= DISK_LOOKS {
+            return;
+        }
+        self.disk_looks += 1;
+        let (vm, mouth) = (self.vm.clone(), self.session.control.mouth().clone());
+        tokio::spawn(async move {
+            // Of a disk that can't be read any more there is nothing to say; the target then refuses it.
+            let disks = describe_disks(&vm).await.unwrap_or_default();
+            mouth.say(Message::Disks { disks: json!(disks) });
+        });
     }
 
     async fn on_qmp(&mut self, event: Result<EventKind, vmferry_qmp::Error>) -> Option<SourceEvent> {

@@ -15,16 +15,20 @@ use vmferry_dataplane::target::{self as lanes, Event as StreamEvent};
 
 use super::control::{Control, Heard, Mouth};
 use super::figures::{TargetFigures, cpu_of, ms};
-use super::offer::{Admission, Offer};
+use super::offer::{Admission, DISK_LOOKS, Offer};
 use super::peers::DataLane;
 use super::{monitor, source};
 use crate::agent::Agent;
 use crate::agent::record::Record;
 use crate::content::name::ContentName;
+use crate::host::{DiskFacts, TargetFacts, examine};
 use crate::vm::RunningVm;
 
 /// How long a reservation waits for known content: a disk's server may not answer, and pages can be sent.
 const CONTENTS_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the source may take to describe its disks once more: as long as a disk's server may take to answer it.
+const DISKS_LIMIT: Duration = Duration::from_secs(30);
 
 /// Takes in the VM that a peer offers on a control lane. `lanes` gives the migration's data lanes as they connect.
 pub(super) async fn take_in(
@@ -326,9 +330,10 @@ impl Driver {
                 "the source asks for {lanes} lanes; it can have 1 to {LANES_MAX}"
             )]);
         }
-        let offer: Offer = serde_json::from_value(offer)
+        let mut offer: Offer = serde_json::from_value(offer)
             .map_err(|error| vec![format!("this host does not understand the offer: {error}")])?;
-        let mut admission = super::offer::admit(&self.agent, &self.handover, offer).await?;
+        let facts = self.examine(&mut offer).await.map_err(|error| vec![error])?;
+        let mut admission = super::offer::admit(&self.agent, &self.handover, offer, &facts)?;
         let started = async {
             let definition = Box::new(admission.definition.clone());
             let incoming = Record::Incoming {
@@ -381,6 +386,39 @@ impl Driver {
                 Err(vec![reason])
             }
         }
+    }
+
+    /// Looks at this host. The offer's disks are described anew while their content is all that is against them.
+    async fn examine(&mut self, offer: &mut Offer) -> Result<TargetFacts, String> {
+        let examined = examine(&self.agent.probes, offer).await;
+        let mut facts = examined.map_err(|error| error.to_string())?;
+        for _ in 1..DISK_LOOKS {
+            if !facts.content_differs() {
+                break;
+            }
+            let Some(disks) = self.describe_disks().await else {
+                break;
+            };
+            tracing::info!(
+                vm = self.handover.vm,
+                "disks were written to while they were compared: once more"
+            );
+            offer.disks = disks;
+            facts.look_again(offer).await;
+        }
+        Ok(facts)
+    }
+
+    /// Has the source describe its disks anew; none if it does not answer that. What else it says is handled afterwards.
+    async fn describe_disks(&mut self) -> Option<Vec<DiskFacts>> {
+        self.mouth()?.say(Message::DescribeDisks);
+        let heard = tokio::time::timeout(DISKS_LIMIT, hear(&mut self.control)).await.ok()?;
+        if let Some(Heard::Message(Message::Disks { disks })) = heard {
+            return serde_json::from_value(disks).ok();
+        }
+        let event = self.on_heard(heard);
+        self.queue.extend(event);
+        None
     }
 
     /// Opens what the source may refer to, and tells it what else there is.

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     host::{
         check::{MemoryPolicy, Occupancy, Refusal, check},
-        offer::describe,
+        offer::{describe, describe_disks},
     },
     vm::{Role, RunningVm, VmDefinition, VmFolder, launch},
 };
@@ -135,5 +135,23 @@ async fn a_machine_type_that_is_not_there_is_told_without_asking_for_its_cpu() {
     offer.definition.machine = "pc-q35-99.0".into();
     let refusals = refusals(&offer).await;
     assert!(matches!(refusals.as_slice(), [Refusal::Machine { .. }]), "{refusals:?}");
+    running.vm.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_was_written_to_between_both_looks_is_the_same_at_the_next() {
+    let running = Running::start().await;
+    let mut offer = describe(&running.vm).await.unwrap();
+    // As on storage whose locks the hosts don't share.
+    offer.disks[0].locked = false;
+    fs::write(running.disk(), vec![6; 1 << 20]).unwrap();
+    let mut facts = examine(&Probes::new(QEMU.into()), &offer).await.unwrap();
+    assert!(facts.content_differs(), "{facts:?}");
+
+    offer.disks = describe_disks(&running.vm).await.unwrap();
+    offer.disks[0].locked = false;
+    facts.look_again(&offer).await;
+    assert!(!facts.content_differs());
+    assert_eq!(facts.disks.get("root"), Some(&Ok(Proof::Content)));
     running.vm.end().await.unwrap();
 }
