@@ -11,10 +11,12 @@ pub const BLOCK_NAME_BYTES_MAX: usize = 255;
 /// Guest memory that one VM may have, bytes (64 TiB: what a 46-bit physical address reaches).
 pub const GUEST_BYTES_MAX: u64 = 1 << 46;
 
-/// Bytes of QEMU's stream in one batch: the unit that one thread encodes and one frame carries. 512 KiB is four of
-/// QEMU's own writes (about 128 KiB each), large enough that a frame's overhead is below 0.1 %, small enough that a few of
-/// them in flight do not lengthen the blackout.
+/// Bytes of QEMU's stream in one batch, at the most: the unit that one thread encodes and one frame carries. 512 KiB is four
+/// of QEMU's own writes (about 128 KiB each), large enough that a frame's overhead is below 0.1 %.
 pub const BATCH_BYTES: usize = 512 * 1024;
+/// Where batches are cut on a slow link ([`crate::session::LaneCredit::batch_share`]): what is on its way when the guest stops
+/// lengthens the blackout, and that is some batches a lane. Zstandard's blocks are no larger, so it codes these as well.
+pub const BATCH_BYTES_LEAST: usize = 128 * 1024;
 /// Stream bytes that a batch may stand for after zero runs and references are expanded. A batch of nothing but 9-byte zero
 /// records stands for at most this much again, because it was cut from `BATCH_BYTES` of stream.
 pub const BATCH_PLAIN_BYTES_MAX: usize = BATCH_BYTES + PAGE_BYTES_MAX + 1024;
@@ -28,9 +30,6 @@ pub const LANES_MAX: usize = 64;
 /// Bytes of QEMU's stream that a lane may have sent and not yet seen handed to the target's QEMU, at the most. It bounds what
 /// the target buffers: 4 MiB is 40 ms of a 10 GbE link with pages that compress to a third, on each of four lanes.
 pub const LANE_CREDIT_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// The same, at the least: two batches, so that one is encoded while another crosses. What is on its way when the guest
-/// stops still has to arrive, so slow lanes get no more than they need ([`crate::session::LaneCredit`]).
-pub const LANE_CREDIT_BYTES_MIN: u64 = 2 * BATCH_BYTES as u64;
 /// A return-path message of QEMU, bytes of its payload (QEMU's own limit).
 pub const RETURN_PATH_PAYLOAD_BYTES_MAX: usize = 512;
 

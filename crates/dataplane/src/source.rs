@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use vmferry_core::limits::{BATCH_BYTES, LANE_CREDIT_BYTES_MAX};
+use vmferry_core::limits::{BATCH_BYTES, BATCH_BYTES_LEAST, LANE_CREDIT_BYTES_MAX};
 use vmferry_core::page::choice::Log;
 use vmferry_core::page::content::BLOCK_BYTES;
 use vmferry_core::page::{
@@ -23,7 +23,7 @@ use vmferry_core::page::{
     FingerprintKey, Known, LineHashes, Op, PageSet, Place, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
 };
 use vmferry_core::qemu::{Block, Mark};
-use vmferry_core::session::{Ack, LaneCredit};
+use vmferry_core::session::{self, Ack, LaneCredit};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::MemoryHash;
 
@@ -304,12 +304,13 @@ impl Shared {
     fn run_reader(&self, mut qemu: UnixStream, batches: Outbox<Batch>, buffers: Inbox<Vec<u8>>) {
         let mut builder = BatchBuilder::new();
         let mut seq = 0;
+        let mut batch_bytes = BATCH_BYTES_LEAST;
         loop {
-            let more = match self.read_some(&mut qemu, &mut builder) {
+            let more = match self.read_some(&mut qemu, &mut builder, batch_bytes) {
                 Ok(more) => more,
                 Err(error) => return self.fail(format!("can't read from the source's QEMU: {error}")),
             };
-            if more == More::Soon && !builder.is_full() {
+            if more == More::Soon && !builder.holds(batch_bytes) {
                 continue;
             }
             if more == More::Never {
@@ -321,6 +322,7 @@ impl Shared {
                 if batches.send(batch).is_err() {
                     return;
                 }
+                batch_bytes = session::batch_bytes(self.lanes.iter().map(|lane| lock(&lane.credit).batch_share()));
             }
             if more == More::Never {
                 if !self.closed.load(Ordering::SeqCst) {
@@ -332,8 +334,8 @@ impl Shared {
     }
 
     /// Reads once and says whether the rest of the batch is worth waiting for.
-    fn read_some(&self, qemu: &mut UnixStream, builder: &mut BatchBuilder) -> io::Result<More> {
-        let bytes = match qemu.read(builder.spare()) {
+    fn read_some(&self, qemu: &mut UnixStream, builder: &mut BatchBuilder, batch_bytes: usize) -> io::Result<More> {
+        let bytes = match qemu.read(builder.spare_until(batch_bytes)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(More::Soon),
             // A QEMU that died without having read its return path. What it sent before may be all there is.

@@ -6,8 +6,11 @@ use crate::{
     qemu::{Item, Mark, PageAt, Parser},
 };
 
+/// What is read at the least, bytes, where a record that began in the batch before fills most of the next.
+const SPARE_LEAST: usize = 4096;
+
 /// Reads go into [`spare`](Self::spare), [`filled`](Self::filled) says how much came, [`cut`](Self::cut) takes what there
-/// is as a batch. When to cut is the caller's choice: when the buffer [is full](Self::is_full), and whenever there is
+/// is as a batch. When to cut is the caller's choice: when the buffer [holds enough](Self::holds), and whenever there is
 /// nothing more to read just now, for QEMU must never be left waiting for bytes that lie here.
 pub struct BatchBuilder {
     parser: Parser,
@@ -40,12 +43,18 @@ impl BatchBuilder {
 
     /// Where the next bytes of the stream go. Empty when the buffer is full.
     pub fn spare(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.filled..]
+        self.spare_until(usize::MAX)
     }
 
-    /// Nothing more fits: cut a batch before reading on.
-    pub fn is_full(&self) -> bool {
-        self.filled == self.buffer.len()
+    /// The same, until the buffer [holds](Self::holds) so many, or a little more where it already does.
+    pub fn spare_until(&mut self, bytes: usize) -> &mut [u8] {
+        let end = bytes.max(self.filled + SPARE_LEAST).min(self.buffer.len());
+        &mut self.buffer[self.filled..end]
+    }
+
+    /// It holds so many bytes, or nothing more fits: cut a batch before reading on.
+    pub fn holds(&self, bytes: usize) -> bool {
+        self.filled >= bytes.min(self.buffer.len())
     }
 
     /// Takes the first `bytes` of [`spare`](Self::spare) (at most all of it) as the next of the stream; returns the marks

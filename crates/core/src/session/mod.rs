@@ -8,7 +8,7 @@
 //! A lane that breaks ends the session. Frames are numbered and acknowledgements cumulative, which is what a lane that is
 //! replaced needs to know what to send again.
 
-use crate::limits::{LANE_CREDIT_BYTES_MAX, LANE_CREDIT_BYTES_MIN};
+use crate::limits::{BATCH_BYTES, BATCH_BYTES_LEAST, LANE_CREDIT_BYTES_MAX};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -89,8 +89,18 @@ pub struct WrongAck {
 /// and the longest that it adds to a blackout.
 const SLACK: Duration = Duration::from_millis(30);
 
-/// Weight of the latest measurement in a lane's rate: about the last ten count.
-const RATE_WEIGHT: f64 = 0.2;
+/// What a batch takes to cross, where it may be smaller than the largest: all lanes carry it together, as each has one at once.
+const BATCH_TIME: Duration = Duration::from_millis(4);
+
+/// On a link with a long delay there are about that many batches on their way on each lane, and no more the longer it is.
+const BATCHES_PER_DELAY: u32 = 8;
+
+/// The least time over which a lane's rate is measured. Acknowledgements come in bursts, as batches of other lanes are waited
+/// for: from one to the next a lane would seem many times as fast as it is.
+const RATE_SPAN: Duration = Duration::from_millis(50);
+
+/// Weight of the latest measurement in a lane's rate: about the last three count.
+const RATE_WEIGHT: f64 = 0.5;
 
 /// The source's count of what one lane has on its way, and how much that may be: what the lane carries in its least delay
 /// and a little more. A slow lane so gets little to hold when the guest stops, and a fast or long one enough to be full.
@@ -98,7 +108,12 @@ const RATE_WEIGHT: f64 = 0.2;
 pub struct LaneCredit {
     sent: u64,
     acked: Ack,
-    acked_at: Option<Duration>,
+    /// When the last acknowledgement came.
+    acked_at: Duration,
+    /// When the present measurement of the rate began; later by the time that nothing was on its way.
+    measured_from: Duration,
+    /// What was acknowledged since.
+    measured_bytes: u64,
     /// Batches on their way: the lane's sum of stream bytes behind each, and when it was sent.
     on_the_way: VecDeque<(u64, Duration)>,
     /// Stream bytes per second.
@@ -110,11 +125,18 @@ impl LaneCredit {
     /// Whether a batch of `stream_bytes` may be sent now. One always may when nothing is on its way, so that no batch
     /// size can stall a lane for ever.
     pub fn allows(&self, stream_bytes: u64) -> bool {
-        self.in_flight() == 0 || self.in_flight() + stream_bytes <= self.window()
+        let in_flight = self.in_flight();
+        // Rounded up to whole batches: with fewer than a lane holds its rate would never show that it could hold more. And two
+        // at the least, so that one is encoded while another crosses.
+        let window = self.carries_in(self.delay_min.unwrap_or_default() + SLACK).max(stream_bytes + 1);
+        in_flight == 0 || (in_flight < window && in_flight + stream_bytes <= LANE_CREDIT_BYTES_MAX)
     }
 
     /// A batch was sent at `now` (time since any fixed moment).
     pub fn sent(&mut self, stream_bytes: u64, now: Duration) {
+        if self.in_flight() == 0 {
+            self.measured_from += now.saturating_sub(self.acked_at);
+        }
         self.sent += stream_bytes;
         self.on_the_way.push_back((self.sent, now));
     }
@@ -140,16 +162,17 @@ impl LaneCredit {
         if let Some(sent_at) = sent_at {
             let delay = now.saturating_sub(sent_at);
             self.delay_min = Some(self.delay_min.map_or(delay, |least| least.min(delay)));
-            // Between two acknowledgements the lane may also have had nothing to carry: count no such pause.
-            let since = self.acked_at.map_or(sent_at, |at| at.max(sent_at.min(now)));
-            let span = now.saturating_sub(since.min(now)).as_secs_f64();
-            if span > 0.0 {
-                let rate = (ack.stream_bytes - before.stream_bytes) as f64 / span;
-                self.rate += RATE_WEIGHT * (rate - self.rate);
-            }
+        }
+        self.measured_bytes += ack.stream_bytes - before.stream_bytes;
+        let span = now.saturating_sub(self.measured_from);
+        if span >= RATE_SPAN {
+            let rate = self.measured_bytes as f64 / span.as_secs_f64();
+            let weight = if self.rate == 0.0 { 1.0 } else { RATE_WEIGHT };
+            self.rate += weight * (rate - self.rate);
+            (self.measured_from, self.measured_bytes) = (now, 0);
         }
         self.acked = ack;
-        self.acked_at = Some(now);
+        self.acked_at = now;
         Ok(ack.wire_bytes - before.wire_bytes)
     }
 
@@ -158,10 +181,20 @@ impl LaneCredit {
         self.sent - self.acked.stream_bytes
     }
 
-    fn window(&self) -> u64 {
-        let holds = (self.delay_min.unwrap_or_default() + SLACK).as_secs_f64() * self.rate;
-        (holds as u64).clamp(LANE_CREDIT_BYTES_MIN, LANE_CREDIT_BYTES_MAX)
+    /// What this lane adds to the size of batches, which all lanes share ([`batch_bytes`]): what it carries in a moment that is
+    /// short beside a blackout and beside its own delay. 0 while its rate is not known.
+    pub fn batch_share(&self) -> u64 {
+        self.carries_in(BATCH_TIME.max(self.delay_min.unwrap_or_default() / BATCHES_PER_DELAY))
     }
+
+    fn carries_in(&self, time: Duration) -> u64 {
+        (time.as_secs_f64() * self.rate) as u64
+    }
+}
+
+/// Where to cut batches, bytes of stream, for lanes with these shares ([`LaneCredit::batch_share`]).
+pub fn batch_bytes(shares: impl Iterator<Item = u64>) -> usize {
+    (shares.sum::<u64>() as usize).clamp(BATCH_BYTES_LEAST, BATCH_BYTES)
 }
 
 /// Why an arriving batch can't take its place.
@@ -229,31 +262,34 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// Sends batches as the credit allows over a lane that carries `rate` stream bytes a second and delays by `delay`, for
-    /// ten seconds of virtual time; returns the bytes carried and the most that was on its way in the second half.
-    fn carry(rate: u64, delay: Duration) -> (u64, u64) {
-        const BATCH: u64 = 512 * 1024;
+    /// ten seconds of virtual time, and acknowledges all that has arrived every `burst`; returns the bytes carried and the most
+    /// that was on its way in the second half.
+    fn carry(rate: u64, delay: Duration, burst: u32) -> (u64, u64) {
         let (mut lane, mut carried, mut most) = (LaneCredit::default(), 0, 0);
         let mut arrivals = VecDeque::new();
         let mut busy_until = Duration::ZERO;
         for ms in 0..10_000 {
             let now = MS * ms;
-            while arrivals.front().is_some_and(|&at| at <= now) {
-                arrivals.pop_front();
-                carried += BATCH;
-                lane.acknowledged(
-                    Ack {
-                        stream_bytes: carried,
-                        wire_bytes: carried / 4,
-                        ..Ack::default()
-                    },
-                    now,
-                )
-                .unwrap();
+            let before = carried;
+            while let Some((_, bytes)) = arrivals.pop_front_if(|(at, _)| *at <= now && ms % burst == 0) {
+                carried += bytes;
             }
-            while lane.allows(BATCH) {
-                lane.sent(BATCH, now);
-                busy_until = busy_until.max(now) + Duration::from_secs_f64(BATCH as f64 / rate as f64);
-                arrivals.push_back(busy_until + delay);
+            if carried > before {
+                let ack = Ack {
+                    stream_bytes: carried,
+                    wire_bytes: carried / 4,
+                    ..Ack::default()
+                };
+                lane.acknowledged(ack, now).unwrap();
+            }
+            loop {
+                let batch = batch_bytes([lane.batch_share()].into_iter()) as u64;
+                if !lane.allows(batch) {
+                    break;
+                }
+                lane.sent(batch, now);
+                busy_until = busy_until.max(now) + Duration::from_secs_f64(batch as f64 / rate as f64);
+                arrivals.push_back((busy_until + delay, batch));
             }
             if ms > 5_000 {
                 most = most.max(lane.in_flight());
@@ -264,17 +300,29 @@ mod tests {
 
     #[test]
     fn a_slow_lane_holds_little_and_is_still_full() {
-        let (carried, most) = carry(25_000_000, MS);
-        assert!(carried > 240_000_000, "{carried}");
-        assert!(most <= LANE_CREDIT_BYTES_MIN, "{most}");
+        for (burst, most_ms) in [(1, 50), (10, 70)] {
+            let (carried, most) = carry(20_000_000, MS, burst);
+            assert!(carried > 195_000_000, "{carried}");
+            assert!(most <= most_ms * 20_000, "{most}");
+        }
     }
 
     #[test]
     fn a_fast_lane_and_a_long_one_get_what_fills_them() {
-        let (carried, _) = carry(1_000_000_000, MS);
+        let (carried, _) = carry(1_000_000_000, MS, 1);
         assert!(carried > 9_000_000_000, "{carried}");
-        let (carried, _) = carry(40_000_000, 50 * MS);
-        assert!(carried > 350_000_000, "{carried}");
+        for burst in [1, 10] {
+            let (carried, _) = carry(40_000_000, 50 * MS, burst);
+            assert!(carried > 380_000_000, "{carried}");
+        }
+    }
+
+    #[test]
+    fn batches_are_small_on_slow_lanes_and_before_anything_is_known() {
+        assert_eq!(batch_bytes([0, 0].into_iter()), BATCH_BYTES_LEAST);
+        assert_eq!(batch_bytes([70_000, 70_000].into_iter()), 140_000);
+        assert_eq!(batch_bytes([1, 0].into_iter()), BATCH_BYTES_LEAST);
+        assert_eq!(batch_bytes([4_000_000].into_iter()), BATCH_BYTES);
     }
 
     #[test]
