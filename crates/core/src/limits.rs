@@ -31,6 +31,11 @@ pub const LANE_CREDIT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The same, at the least: two batches, so that one is encoded while another crosses. What is on its way when the guest
 /// stops still has to arrive, so slow lanes get no more than they need ([`crate::session::LaneCredit`]).
 pub const LANE_CREDIT_BYTES_MIN: u64 = 2 * BATCH_BYTES as u64;
+/// What a batch counts for at the least, bytes, wherever batches that wait or are kept are bounded by their bytes. It is about
+/// what one takes in memory beside its stream: a batch of a single byte would else be as good as free.
+pub const BATCH_CHARGE_BYTES_MIN: u64 = 512;
+/// Batches that a lane may have on its way, at the most: its credit in batches that count for the least.
+pub const LANE_BATCHES_MAX: u64 = LANE_CREDIT_BYTES_MAX / BATCH_CHARGE_BYTES_MIN;
 /// A return-path message of QEMU, bytes of its payload (QEMU's own limit).
 pub const RETURN_PATH_PAYLOAD_BYTES_MAX: usize = 512;
 

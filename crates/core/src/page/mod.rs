@@ -68,7 +68,7 @@ pub use batch::{Batch, Op};
 pub use block_table::BlockTable;
 pub use builder::BatchBuilder;
 pub use catalog::Catalog;
-pub use decode::{DecodeError, Decoded, Decoder};
+pub use decode::{DecodeError, Decoded, Decoder, MEMORY_PART_MAX};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
 pub use earlier::{EarlierTable, KeptBlock, Place};
 pub use encode::{Coded, encode};

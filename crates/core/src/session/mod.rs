@@ -8,7 +8,7 @@
 //! A lane that breaks ends the session. Frames are numbered and acknowledgements cumulative, which is what a lane that is
 //! replaced needs to know what to send again.
 
-use crate::limits::{LANE_CREDIT_BYTES_MAX, LANE_CREDIT_BYTES_MIN};
+use crate::limits::{BATCH_CHARGE_BYTES_MIN, LANE_BATCHES_MAX, LANE_CREDIT_BYTES_MAX, LANE_CREDIT_BYTES_MIN};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -78,11 +78,17 @@ impl Ack {
 
 /// An acknowledgement of something that was not sent, or of less than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the target acknowledges {acked} stream bytes of a lane after {before}, of {sent} sent")]
+#[error("the target acknowledges {acked} {what} bytes of a lane after {before}, of {sent} sent")]
 pub struct WrongAck {
+    what: &'static str,
     acked: u64,
     before: u64,
     sent: u64,
+}
+
+/// What a batch of so many stream bytes counts for, bytes: on both sides, in a lane's credit and in all that is bounded by it.
+pub fn charge(stream_bytes: u64) -> u64 {
+    stream_bytes.max(BATCH_CHARGE_BYTES_MIN)
 }
 
 /// How much more than a lane's least delay may be on its way, as time: enough to ride out the jitter of threads and links,
@@ -97,45 +103,74 @@ const RATE_WEIGHT: f64 = 0.2;
 #[derive(Debug, Default)]
 pub struct LaneCredit {
     sent: u64,
+    /// Bytes of frames sent.
+    wire_sent: u64,
     acked: Ack,
     acked_at: Option<Duration>,
-    /// Batches on their way: the lane's sum of stream bytes behind each, and when it was sent.
-    on_the_way: VecDeque<(u64, Duration)>,
+    /// In the order in which they were sent.
+    on_the_way: VecDeque<OnTheWay>,
+    /// What those count for together.
+    charged: u64,
     /// Stream bytes per second.
     rate: f64,
     delay_min: Option<Duration>,
+}
+
+/// A batch that is sent and not acknowledged.
+#[derive(Debug)]
+struct OnTheWay {
+    /// The lane's sum of stream bytes behind it.
+    end: u64,
+    charge: u64,
+    at: Duration,
 }
 
 impl LaneCredit {
     /// Whether a batch of `stream_bytes` may be sent now. One always may when nothing is on its way, so that no batch
     /// size can stall a lane for ever.
     pub fn allows(&self, stream_bytes: u64) -> bool {
-        self.in_flight() == 0 || self.in_flight() + stream_bytes <= self.window()
+        self.on_the_way.is_empty() || self.charged + charge(stream_bytes) <= self.window()
     }
 
-    /// A batch was sent at `now` (time since any fixed moment).
-    pub fn sent(&mut self, stream_bytes: u64, now: Duration) {
+    /// A batch is sent at `now` (time since any fixed moment), in a frame of so many bytes. To be said before it is: its
+    /// acknowledgement may come at once.
+    pub fn sent(&mut self, stream_bytes: u64, wire_bytes: u64, now: Duration) {
         self.sent += stream_bytes;
-        self.on_the_way.push_back((self.sent, now));
+        self.sent_beside(wire_bytes);
+        let charge = charge(stream_bytes);
+        self.charged += charge;
+        self.on_the_way.push_back(OnTheWay {
+            end: self.sent,
+            charge,
+            at: now,
+        });
+    }
+
+    /// A frame of so many bytes is sent that is no batch. To be said before it is.
+    pub fn sent_beside(&mut self, wire_bytes: u64) {
+        self.wire_sent += wire_bytes;
     }
 
     /// An acknowledgement came at `now`. Returns the wire bytes that are newly known to have arrived.
     pub fn acknowledged(&mut self, ack: Ack, now: Duration) -> Result<u64, WrongAck> {
         let before = self.acked;
-        if ack.stream_bytes > self.sent || ack.stream_bytes < before.stream_bytes || ack.wire_bytes < before.wire_bytes
-        {
-            return Err(WrongAck {
-                acked: ack.stream_bytes,
-                before: before.stream_bytes,
-                sent: self.sent,
-            });
+        for (what, acked, before, sent) in [
+            ("stream", ack.stream_bytes, before.stream_bytes, self.sent),
+            ("wire", ack.wire_bytes, before.wire_bytes, self.wire_sent),
+        ] {
+            if !(before..=sent).contains(&acked) {
+                return Err(WrongAck {
+                    what,
+                    acked,
+                    before,
+                    sent,
+                });
+            }
         }
         let mut sent_at = None;
-        while let Some(&(sum, at)) = self.on_the_way.front()
-            && sum <= ack.stream_bytes
-        {
-            self.on_the_way.pop_front();
-            sent_at = Some(at);
+        while let Some(batch) = self.on_the_way.pop_front_if(|batch| batch.end <= ack.stream_bytes) {
+            self.charged -= batch.charge;
+            sent_at = Some(batch.at);
         }
         if let Some(sent_at) = sent_at {
             let delay = now.saturating_sub(sent_at);
@@ -153,9 +188,9 @@ impl LaneCredit {
         Ok(ack.wire_bytes - before.wire_bytes)
     }
 
-    /// Stream bytes sent and not acknowledged.
+    /// What the batches count for that are sent and not acknowledged, bytes.
     pub fn in_flight(&self) -> u64 {
-        self.sent - self.acked.stream_bytes
+        self.charged
     }
 
     fn window(&self) -> u64 {
@@ -178,6 +213,12 @@ pub enum ReorderError {
         /// The number that is due.
         due: u64,
     },
+}
+
+/// How far ahead of the one that is due a batch may be, where so many lanes keep to their credit: what all of them may have on
+/// their way, and one that each has in hand.
+pub fn ahead_max(lanes: usize) -> u64 {
+    lanes as u64 * (LANE_BATCHES_MAX + 1)
 }
 
 /// Puts numbered items back in order. Holds at most a window of them.
@@ -251,7 +292,7 @@ mod tests {
                 .unwrap();
             }
             while lane.allows(BATCH) {
-                lane.sent(BATCH, now);
+                lane.sent(BATCH, BATCH / 4, now);
                 busy_until = busy_until.max(now) + Duration::from_secs_f64(BATCH as f64 / rate as f64);
                 arrivals.push_back(busy_until + delay);
             }
@@ -284,7 +325,7 @@ mod tests {
             lane.allows(LANE_CREDIT_BYTES_MAX * 2),
             "the first batch is always allowed"
         );
-        lane.sent(100, MS);
+        lane.sent(100, 10, MS);
         assert_eq!(
             lane.acknowledged(
                 Ack {
@@ -320,7 +361,33 @@ mod tests {
             .is_err(),
             "more than sent"
         );
-        assert_eq!(lane.in_flight(), 50);
+        let wire = |wire_bytes| Ack {
+            stream_bytes: 50,
+            wire_bytes,
+            ..Ack::default()
+        };
+        assert!(lane.acknowledged(wire(11), 3 * MS).is_err(), "more frames than sent");
+        lane.sent_beside(5);
+        assert_eq!(lane.acknowledged(wire(15), 3 * MS), Ok(12));
+        assert_eq!(lane.in_flight(), BATCH_CHARGE_BYTES_MIN, "half of a batch is none");
+    }
+
+    #[test]
+    fn batches_of_a_byte_use_up_the_credit_too() {
+        let mut lane = LaneCredit::default();
+        let mut sent = 0;
+        while lane.allows(1) {
+            lane.sent(1, 50, MS);
+            sent += 1;
+        }
+        assert_eq!(sent, LANE_CREDIT_BYTES_MIN / BATCH_CHARGE_BYTES_MIN);
+        assert!(sent <= LANE_BATCHES_MAX);
+        let all = Ack {
+            stream_bytes: sent,
+            ..Ack::default()
+        };
+        lane.acknowledged(all, 2 * MS).unwrap();
+        assert_eq!(lane.in_flight(), 0);
     }
 
     #[test]
