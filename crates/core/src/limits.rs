@@ -20,6 +20,8 @@ pub const BATCH_BYTES: usize = 512 * 1024;
 pub const BATCH_PLAIN_BYTES_MAX: usize = BATCH_BYTES + PAGE_BYTES_MAX + 1024;
 /// Payload of a data frame, bytes: a batch that nothing compresses, plus its description.
 pub const DATA_FRAME_BYTES_MAX: usize = 2 * BATCH_PLAIN_BYTES_MAX;
+/// Payload of a hello or its answer, bytes: who speaks and for what, from peers of which nothing is known yet.
+pub const HELLO_FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Payload of a control frame, bytes: a VM definition with hundreds of devices, or all reasons of a refusal.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1 << 20;
 

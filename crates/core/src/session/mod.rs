@@ -1,4 +1,4 @@
-//! Order and credit of a session's data lanes.
+//! Order and credit of a session's data lanes, and [what the target does](TargetLane) with a lane's frames.
 //!
 //! A batch goes over whichever lane is free, so batches arrive in any order between lanes and in order within one;
 //! [`Reorder`] puts them back. A lane may have so many bytes of QEMU's stream on its way; [`LaneCredit`] counts them, [`Ack`]
@@ -8,7 +8,13 @@
 //! A lane that breaks ends the session. Frames are numbered and acknowledgements cumulative, which is what a lane that is
 //! replaced needs to know what to send again.
 
-use crate::limits::{BATCH_CHARGE_BYTES_MIN, LANE_BATCHES_MAX, LANE_CREDIT_BYTES_MAX, LANE_CREDIT_BYTES_MIN};
+mod lane;
+
+pub use lane::{LaneError, Next, TargetLane, Whole};
+
+use crate::limits::{
+    BATCH_CHARGE_BYTES_MIN, BATCH_PLAIN_BYTES_MAX, LANE_BATCHES_MAX, LANE_CREDIT_BYTES_MAX, LANE_CREDIT_BYTES_MIN,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -202,6 +208,9 @@ impl LaneCredit {
 /// Why an arriving batch can't take its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReorderError {
+    /// More waits than all lanes have credit for.
+    #[error("the source sends more than it has credit for")]
+    TooMuch,
     /// The same number came before.
     #[error("batch {0} came twice")]
     Repeated(u64),
@@ -217,48 +226,76 @@ pub enum ReorderError {
 
 /// How far ahead of the one that is due a batch may be, where so many lanes keep to their credit: what all of them may have on
 /// their way, and one that each has in hand.
-pub fn ahead_max(lanes: usize) -> u64 {
+fn ahead_max(lanes: usize) -> u64 {
     lanes as u64 * (LANE_BATCHES_MAX + 1)
 }
 
-/// Puts numbered items back in order. Holds at most a window of them.
+/// What the batches of a lane may count for that came and are not placed, bytes: its credit, and room for one more batch.
+pub(super) const WAITING_CHARGE_MAX: u64 = LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64;
+
+/// Puts the batches of a session's lanes back in order. Holds no more of them than the lanes have credit for.
 #[derive(Debug)]
 pub struct Reorder<T> {
     due: u64,
-    window: u64,
-    waiting: BTreeMap<u64, T>,
+    ahead_max: u64,
+    /// Batches, and what each counts for.
+    waiting: BTreeMap<u64, (u64, T)>,
+    charged: u64,
+    charge_max: u64,
 }
 
 impl<T> Reorder<T> {
-    /// For items numbered from 0, never more than `window` ahead of the one that is due.
-    pub fn new(window: u64) -> Reorder<T> {
+    /// For a session of so many lanes, whose batches are numbered from 0.
+    pub fn new(lanes: usize) -> Reorder<T> {
         Reorder {
             due: 0,
-            window,
+            ahead_max: ahead_max(lanes),
             waiting: BTreeMap::new(),
+            charged: 0,
+            charge_max: lanes as u64 * WAITING_CHARGE_MAX,
         }
     }
 
-    /// Takes an item.
-    pub fn put(&mut self, number: u64, item: T) -> Result<(), ReorderError> {
+    /// Takes a batch that [counts for](charge) so many bytes.
+    pub fn put(&mut self, number: u64, charge: u64, item: T) -> Result<(), ReorderError> {
         if number < self.due || self.waiting.contains_key(&number) {
             return Err(ReorderError::Repeated(number));
         }
-        if number - self.due >= self.window {
+        if number - self.due >= self.ahead_max {
             return Err(ReorderError::TooFarAhead {
                 got: number,
                 due: self.due,
             });
         }
-        self.waiting.insert(number, item);
+        if charge > self.charge_max - self.charged {
+            return Err(ReorderError::TooMuch);
+        }
+        self.charged += charge;
+        self.waiting.insert(number, (charge, item));
         Ok(())
     }
 
-    /// Gives the item that is due, if it is there.
+    /// Gives the batch that is due, if it is there.
     pub fn take(&mut self) -> Option<T> {
-        let item = self.waiting.remove(&self.due)?;
+        let (charge, item) = self.waiting.remove(&self.due)?;
+        self.charged -= charge;
         self.due += 1;
         Some(item)
+    }
+
+    /// Batches that wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What those that wait count for, bytes.
+    pub fn charged(&self) -> u64 {
+        self.charged
     }
 }
 
@@ -415,23 +452,55 @@ mod tests {
     proptest! {
         #[test]
         fn items_come_out_in_order_however_they_arrive(order in Just((0..50u64).collect::<Vec<_>>()).prop_shuffle()) {
-            let mut reorder = Reorder::new(50);
+            let mut reorder = Reorder::new(1);
             let mut out = vec![];
             for number in order {
-                reorder.put(number, number).unwrap();
-                prop_assert!(reorder.put(number, number).is_err());
+                reorder.put(number, 9, number).unwrap();
+                prop_assert!(reorder.put(number, 9, number).is_err());
                 while let Some(item) = reorder.take() {
                     out.push(item);
                 }
             }
             prop_assert_eq!(out, (0..50).collect::<Vec<_>>());
+            prop_assert!(reorder.is_empty() && reorder.charged() == 0);
         }
     }
 
     #[test]
-    fn a_gap_wider_than_the_window_is_an_error() {
+    fn what_is_further_ahead_than_credit_allows_is_refused() {
         let mut reorder = Reorder::new(2);
-        assert_eq!(reorder.put(2, ()), Err(ReorderError::TooFarAhead { got: 2, due: 0 }));
-        assert_eq!(reorder.put(1, ()), Ok(()));
+        let most = ahead_max(2);
+        assert_eq!(
+            reorder.put(most, 512, ()),
+            Err(ReorderError::TooFarAhead { got: most, due: 0 })
+        );
+        assert_eq!(
+            reorder.put(u64::MAX, 512, ()),
+            Err(ReorderError::TooFarAhead { got: u64::MAX, due: 0 })
+        );
+        assert_eq!(reorder.put(most - 1, 512, ()), Ok(()));
+    }
+
+    #[test]
+    fn no_more_waits_than_lanes_have_credit_for_whatever_its_size() {
+        for stream_bytes in [1, 1000, BATCH_PLAIN_BYTES_MAX as u64] {
+            let (mut reorder, charge) = (Reorder::new(2), charge(stream_bytes));
+            // The first never comes.
+            let error = (1..).find_map(|number| reorder.put(number, charge, ()).err());
+            assert!(
+                matches!(
+                    error,
+                    Some(ReorderError::TooMuch | ReorderError::TooFarAhead { due: 0, .. })
+                ),
+                "{error:?}"
+            );
+            assert!(reorder.charged() <= 2 * WAITING_CHARGE_MAX);
+            assert!(reorder.len() as u64 <= ahead_max(2));
+            // What was waited for still is taken up.
+            let all = reorder.len();
+            reorder.put(0, 0, ()).unwrap();
+            assert_eq!(std::iter::from_fn(|| reorder.take()).count(), all + 1);
+            assert_eq!(reorder.charged(), 0);
+        }
     }
 }
