@@ -50,6 +50,17 @@ const _: () = assert!(DATA_FRAME_BYTES_MAX < u32::MAX as usize, "frame lengths a
 /// A frame of return-path bytes: one read of the target QEMU's socket.
 pub const RETURN_PATH_FRAME_BYTES_MAX: usize = 64 * 1024;
 
+/// JSON values in one message, at the most. Parsed, a value takes up to forty times its bytes; the largest definitions have some
+/// thousands.
+pub const MESSAGE_VALUES_MAX: usize = 1 << 16;
+/// Bytes of messages and return path that wait for a peer to read them, at the most. One that has not read so much answers
+/// nobody; its control lane is closed.
+pub const UNHEARD_BYTES_MAX: usize = 4 << 20;
+/// Control lanes that no migration has claimed yet, at the most.
+pub const UNCLAIMED_LANES_MAX: usize = 64;
+/// Migrations under way to one host, at the most: far more than its memory and links are for.
+pub const INCOMING_MAX: usize = 64;
+
 /// How often an agent says something on an otherwise silent control lane.
 pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long a control lane may be silent before the peer counts as lost: long enough for a busy host or a blip of the link.
