@@ -22,6 +22,8 @@ pub const BATCH_BYTES_LEAST: usize = 128 * 1024;
 pub const BATCH_PLAIN_BYTES_MAX: usize = BATCH_BYTES + PAGE_BYTES_MAX + 1024;
 /// Payload of a data frame, bytes: a batch that nothing compresses, plus its description.
 pub const DATA_FRAME_BYTES_MAX: usize = 2 * BATCH_PLAIN_BYTES_MAX;
+/// Payload of a hello or its answer, bytes: who speaks and for what, from peers of which nothing is known yet.
+pub const HELLO_FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Payload of a control frame, bytes: a VM definition with hundreds of devices, or all reasons of a refusal.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1 << 20;
 
@@ -30,6 +32,11 @@ pub const LANES_MAX: usize = 64;
 /// Bytes of QEMU's stream that a lane may have sent and not yet seen handed to the target's QEMU, at the most. It bounds what
 /// the target buffers: 4 MiB is 40 ms of a 10 GbE link with pages that compress to a third, on each of four lanes.
 pub const LANE_CREDIT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// What a batch counts for at the least, bytes, wherever batches that wait or are kept are bounded by their bytes. It is about
+/// what one takes in memory beside its stream: a batch of a single byte would else be as good as free.
+pub const BATCH_CHARGE_BYTES_MIN: u64 = 512;
+/// Batches that a lane may have on its way, at the most: its credit in batches that count for the least.
+pub const LANE_BATCHES_MAX: u64 = LANE_CREDIT_BYTES_MAX / BATCH_CHARGE_BYTES_MIN;
 /// A return-path message of QEMU, bytes of its payload (QEMU's own limit).
 pub const RETURN_PATH_PAYLOAD_BYTES_MAX: usize = 512;
 
@@ -41,6 +48,17 @@ const _: () = assert!(DATA_FRAME_BYTES_MAX < u32::MAX as usize, "frame lengths a
 
 /// A frame of return-path bytes: one read of the target QEMU's socket.
 pub const RETURN_PATH_FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// JSON values in one message, at the most. Parsed, a value takes up to forty times its bytes; the largest definitions have some
+/// thousands.
+pub const MESSAGE_VALUES_MAX: usize = 1 << 16;
+/// Bytes of messages and return path that wait for a peer to read them, at the most. One that has not read so much answers
+/// nobody; its control lane is closed.
+pub const UNHEARD_BYTES_MAX: usize = 4 << 20;
+/// Control lanes that no migration has claimed yet, at the most.
+pub const UNCLAIMED_LANES_MAX: usize = 64;
+/// Migrations under way to one host, at the most: far more than its memory and links are for.
+pub const INCOMING_MAX: usize = 64;
 
 /// How often an agent says something on an otherwise silent control lane.
 pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);

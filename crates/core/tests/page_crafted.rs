@@ -3,7 +3,8 @@
 use vmferry_core::{
     limits::{BATCH_PLAIN_BYTES_MAX, DATA_FRAME_BYTES_MAX},
     page::{
-        AssembleError, Assembler, CodecSettings, Coders, DecodeError, Decoder, FingerprintKey, ReadError,
+        AssembleError, Assembler, CodecSettings, Coders, DecodeError, Decoder, FingerprintKey, MEMORY_PART_MAX,
+        ReadError,
         payload::{FOLLOWS, Kind, NAMED},
     },
     qemu::BlockId,
@@ -135,6 +136,14 @@ fn malformed_operations_are_refused() {
             b"short",
             &[],
         ),
+        ("nothing", &[], &[], &[]),
+        ("no bytes", &[Kind::Bytes as u8, 0], &[], &[]),
+        (
+            "a foreign record that is none",
+            &[Kind::Foreign as u8, 0, 0, 8],
+            b"a record",
+            &[],
+        ),
         (
             "a named foreign record",
             &[Kind::Foreign as u8 | NAMED, 1, b'x', 0, 0, 5],
@@ -146,6 +155,63 @@ fn malformed_operations_are_refused() {
         let error = decode_error(&payload(PAGE_LOG2, operations, plain, raw));
         assert!(matches!(error, DecodeError::Malformed(_)), "{what}: {error}");
     }
+}
+
+#[test]
+fn a_block_list_alone_is_a_batch_of_nothing() {
+    let error = decode_error(&payload(PAGE_LOG2, &with_blocks(&[]), &[], &[]));
+    assert_eq!(error, DecodeError::Malformed("a batch of nothing"));
+}
+
+#[test]
+fn a_lane_has_one_block_list() {
+    let list = with_blocks(&[Kind::Zero as u8, 0, 0, 1]);
+    let mut decoder = decoder();
+    assert!(decoder.decode(&payload(PAGE_LOG2, &list, &[], &[])).is_ok());
+    let between = payload(PAGE_LOG2, &[Kind::Zero as u8, 0, 0, 1], &[], &[]);
+    assert!(decoder.decode(&between).is_ok());
+    let again = decoder.decode(&payload(PAGE_LOG2, &list, &[], &[]));
+    assert_eq!(again.unwrap_err(), DecodeError::Malformed("a second block list"));
+}
+
+#[test]
+fn what_a_batch_takes_is_bounded_by_what_it_counts_for() {
+    let full = payload(PAGE_LOG2, &[Kind::Raw as u8, 0, 0, 100], &[], &[7; 409_600]);
+    let small = payload(PAGE_LOG2, &[Kind::Zero as u8, 0, 0, 1], &[], &[]);
+    let one = BATCH_PLAIN_BYTES_MAX / 10;
+    let many = payload(
+        PAGE_LOG2,
+        &[&[Kind::Bytes as u8, 1, Kind::Zero as u8, 0, 0, 1][..]]
+            .concat()
+            .repeat(one),
+        &vec![7; one],
+        &[],
+    );
+    let mut decoder = decoder();
+    // The buffer of a whole batch goes round and is not given to a small one.
+    let mut buffer = Vec::with_capacity(BATCH_PLAIN_BYTES_MAX);
+    for payload in [&full, &small, &small, &many] {
+        decoder.recycle(std::mem::take(&mut buffer));
+        let decoded = decoder.decode(payload).unwrap();
+        let (takes, counts) = (decoded.memory_bytes(), decoded.charge());
+        assert!(takes <= MEMORY_PART_MAX * counts as usize, "{takes} bytes for {counts}");
+        buffer = Vec::with_capacity(BATCH_PLAIN_BYTES_MAX);
+    }
+}
+
+#[test]
+fn a_guest_larger_than_the_one_agreed_on_is_refused() {
+    let blocks = payload(PAGE_LOG2, &with_blocks(&[Kind::Zero as u8, 0, 0, 1]), &[], &[]);
+    let read = &mut |_: BlockId, _: u64, _: &mut [u8]| Err(ReadError("no guest here".into()));
+    let mut assembled = |guest_bytes_max| {
+        Assembler::new(FingerprintKey::new([7; 32]))
+            .with_guest_bytes_max(guest_bytes_max)
+            .apply(decoder().decode(&blocks).unwrap(), read)
+            .unwrap_err()
+    };
+    let (bytes, max) = (16 * 4096, 16 * 4096 - 1);
+    assert_eq!(assembled(max), AssembleError::TooLarge { bytes, max });
+    assert_eq!(assembled(bytes), AssembleError::Block, "it goes on to the record");
 }
 
 #[test]
@@ -212,7 +278,7 @@ fn a_page_for_another_block_than_its_record_names_is_refused() {
 #[test]
 fn block_lists_that_no_guest_has_are_refused() {
     let twice = [&[Kind::Blocks as u8, 2][..], b"\x03ram\x00", b"\x03ram\x00"].concat();
-    for (page_log2, operations) in [(PAGE_LOG2, twice), (0, with_blocks(&[]))] {
+    for (page_log2, operations) in [(PAGE_LOG2, twice), (0, with_blocks(&[Kind::Zero as u8, 0, 0, 1]))] {
         let error = decode_error(&payload(page_log2, &operations, &[], &[]));
         assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
     }
@@ -238,6 +304,12 @@ fn differences_that_fit_no_page_are_refused() {
     assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
     let error = decode_error(&payload(PAGE_LOG2, &with_blocks(&named), &[], &[]));
     assert!(matches!(error, DecodeError::Malformed(_)), "{error}");
+    // No line is no difference, and a page has 128.
+    for (lines, bytes) in [(0, 16), (129, 16 + 129 * 32)] {
+        let said = with_blocks(&[&named[..], &[lines]].concat());
+        let error = decode_error(&payload(PAGE_LOG2, &said, &vec![7; bytes], &[]));
+        assert!(matches!(error, DecodeError::Malformed(_)), "{lines}: {error}");
+    }
     // The bits say three lines, the bytes are of one. Its base is looked for first: sent as a zero page, it is read.
     let one = [&named[..], &[1]].concat();
     let section = [&7u128.to_be_bytes()[..], &[7; 32]].concat();

@@ -4,12 +4,12 @@ use crate::arrivals::Arrivals;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmferry_core::wire::PREFACE;
 use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, Sequence, check_preface};
 use vmferry_core::wire::hello::{Hello, HelloReply, VERSIONS, answer};
 
-/// How long a connection and its hello may take.
+/// How long a connection may take to be made, and how long its hellos may take, all bytes of them.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a connection can't be used, or not any longer.
@@ -54,6 +54,8 @@ pub struct Receiver {
     sequence: Sequence,
     payload: Vec<u8>,
     patience: Option<Duration>,
+    /// When the hellos have to be exchanged, while they are.
+    greeting_ends: Option<Instant>,
     arrivals: Option<Arc<Arrivals>>,
 }
 
@@ -98,6 +100,7 @@ impl Receiver {
     /// Waits for a frame. The payload is valid until the next call.
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), ConnectionError> {
         let mut header = [0; HEADER_BYTES];
+        self.hurry()?;
         let read = self.stream.read(&mut header).map_err(|error| self.read_error(error))?;
         if read == 0 {
             return Err(ConnectionError::Closed);
@@ -131,7 +134,40 @@ impl Receiver {
     }
 
     fn read_exact_into(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
-        self.stream.read_exact(buffer).map_err(|error| self.read_error(error))
+        if self.greeting_ends.is_none() {
+            return self.stream.read_exact(buffer).map_err(|error| self.read_error(error));
+        }
+        // A byte now and then would last for ever, were each waited for anew.
+        let mut filled = 0;
+        while filled < buffer.len() {
+            self.hurry()?;
+            match self.stream.read(&mut buffer[filled..]) {
+                Ok(0) => return Err(ConnectionError::Closed),
+                Ok(bytes) => filled += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.read_error(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the next read take no longer than is left for the greeting.
+    fn hurry(&self) -> Result<(), ConnectionError> {
+        let Some(ends) = self.greeting_ends else {
+            return Ok(());
+        };
+        let left = ends.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ConnectionError::Silent(self.patience.unwrap_or_default()));
+        }
+        Ok(self.stream.set_read_timeout(Some(left))?)
+    }
+
+    /// The hellos are exchanged: frames may take their time, in both directions.
+    fn greeted(&mut self) -> io::Result<()> {
+        self.greeting_ends = None;
+        self.stream.set_write_timeout(None)?;
+        self.set_patience(None)
     }
 
     fn read_error(&self, error: io::Error) -> ConnectionError {
@@ -158,9 +194,11 @@ fn write_all(stream: &mut TcpStream, parts: [&[u8]; 2]) -> io::Result<()> {
     Ok(())
 }
 
-fn both_directions(stream: TcpStream) -> io::Result<(Sender, Receiver)> {
+/// Of a connection whose hellos are to be exchanged within `limit`.
+fn both_directions(stream: TcpStream, limit: Duration) -> io::Result<(Sender, Receiver)> {
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(GREETING_LIMIT))?;
+    // Of an answer that the peer does not read.
+    stream.set_write_timeout(Some(limit))?;
     let receiving = stream.try_clone()?;
     Ok((
         Sender {
@@ -171,7 +209,8 @@ fn both_directions(stream: TcpStream) -> io::Result<(Sender, Receiver)> {
             stream: receiving,
             sequence: Sequence::default(),
             payload: Vec::new(),
-            patience: Some(GREETING_LIMIT),
+            patience: Some(limit),
+            greeting_ends: Some(Instant::now() + limit),
             arrivals: None,
         },
     ))
@@ -179,7 +218,8 @@ fn both_directions(stream: TcpStream) -> io::Result<(Sender, Receiver)> {
 
 /// Connects to an agent and introduces itself; the peer is known to welcome this connection afterwards.
 pub fn connect(address: SocketAddr, hello: &Hello) -> Result<(Sender, Receiver), ConnectionError> {
-    let (mut sender, mut receiver) = both_directions(TcpStream::connect_timeout(&address, GREETING_LIMIT)?)?;
+    let stream = TcpStream::connect_timeout(&address, GREETING_LIMIT)?;
+    let (mut sender, mut receiver) = both_directions(stream, GREETING_LIMIT)?;
     sender.stream.write_all(&PREFACE)?;
     sender.send(Kind::Hello, &to_json(hello)?)?;
     read_preface(&mut receiver)?;
@@ -196,14 +236,23 @@ pub fn connect(address: SocketAddr, hello: &Hello) -> Result<(Sender, Receiver),
             .into());
         }
     }
-    receiver.set_patience(None)?;
+    receiver.greeted()?;
     Ok((sender, receiver))
 }
 
 /// Reads the hello of a peer that connected, and answers it as `host`, running `software`; its version is one that both
 /// speak afterwards.
 pub fn accept(stream: TcpStream, host: &str, software: &str) -> Result<(Sender, Receiver, Hello), ConnectionError> {
-    let (mut sender, mut receiver) = both_directions(stream)?;
+    accept_within(GREETING_LIMIT, stream, host, software)
+}
+
+fn accept_within(
+    limit: Duration,
+    stream: TcpStream,
+    host: &str,
+    software: &str,
+) -> Result<(Sender, Receiver, Hello), ConnectionError> {
+    let (mut sender, mut receiver) = both_directions(stream, limit)?;
     read_preface(&mut receiver)?;
     let hello: Hello = match receiver.receive()? {
         (Kind::Hello, payload) => from_json(Kind::Hello, payload)?,
@@ -212,7 +261,7 @@ pub fn accept(stream: TcpStream, host: &str, software: &str) -> Result<(Sender, 
     let reply = answer(&hello, VERSIONS, host, software);
     sender.stream.write_all(&PREFACE)?;
     sender.send(Kind::HelloReply, &to_json(&reply)?)?;
-    receiver.set_patience(None)?;
+    receiver.greeted()?;
     match reply {
         HelloReply::Welcome { .. } => Ok((sender, receiver, hello)),
         HelloReply::Unwelcome { reason } => Err(ConnectionError::Unwelcome(reason)),
@@ -240,12 +289,44 @@ fn from_json<T: serde::de::DeserializeOwned>(kind: Kind, payload: &[u8]) -> Resu
 mod tests {
     use super::*;
     use std::net::TcpListener;
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+
+    #[test]
+    fn a_peer_that_is_never_done_with_its_hello_is_let_go() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let header = Sequence::default().next_header(Kind::Hello, &[b' '; 60_000]).unwrap();
+        peer.write_all(&[&PREFACE[..], &header].concat()).unwrap();
+        let (over, is_over) = channel::<()>();
+        let sends = std::thread::spawn(move || {
+            // Each byte comes well within the limit; all together take minutes.
+            let pace = Duration::from_millis(5);
+            while is_over.recv_timeout(pace) == Err(RecvTimeoutError::Timeout) && peer.write_all(b" ").is_ok() {}
+        });
+        let limit = Duration::from_millis(300);
+        let error = accept_within(limit, listener.accept().unwrap().0, "b", "test").unwrap_err();
+        drop(over);
+        sends.join().unwrap();
+        assert!(matches!(error, ConnectionError::Silent(_)), "{error}");
+    }
+
+    #[test]
+    fn a_frame_that_is_no_hello_is_not_waited_for() {
+        for kind in [Kind::Data, Kind::Message, Kind::Ask] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let header = Sequence::default().next_header(kind, &[]).unwrap();
+            peer.write_all(&[&PREFACE[..], &header].concat()).unwrap();
+            let error = accept(listener.accept().unwrap().0, "b", "test").unwrap_err();
+            assert!(matches!(error, ConnectionError::Frame(_)), "{error}");
+        }
+    }
 
     #[test]
     fn a_payload_that_comes_after_its_header_is_seen_to_arrive() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (_, mut receiver) = both_directions(listener.accept().unwrap().0).unwrap();
+        let (_, mut receiver) = both_directions(listener.accept().unwrap().0, GREETING_LIMIT).unwrap();
         let arrivals = Arc::new(Arrivals::new());
         receiver.count_arrivals(arrivals.clone());
         let payload = vec![7; 1000];

@@ -16,6 +16,8 @@ struct Sent {
     batch: Batch,
     /// Of each page: the content source that it was referred to.
     sources: Vec<Option<u16>>,
+    /// Whether pages of it were asked for. A target knows at once all that it lacks.
+    is_asked: bool,
 }
 
 /// The answer to an [`Ask`].
@@ -40,7 +42,12 @@ impl Kept {
         if sources.iter().all(Option::is_none) {
             return Some(batch);
         }
-        self.batches.push_back(Sent { end, batch, sources });
+        self.batches.push_back(Sent {
+            end,
+            batch,
+            sources,
+            is_asked: false,
+        });
         None
     }
 
@@ -49,9 +56,9 @@ impl Kept {
         self.batches.pop_front_if(|sent| sent.end <= end).map(|sent| sent.batch)
     }
 
-    /// What the target asks for.
-    pub(crate) fn answer(&self, ask: &Ask) -> Result<Answer, String> {
-        let sent = self.batches.iter().find(|sent| sent.batch.seq == ask.seq);
+    /// What the target asks for. It asks once about a batch: an answer is a thousand times as long as a question.
+    pub(crate) fn answer(&mut self, ask: &Ask) -> Result<Answer, String> {
+        let sent = self.batches.iter_mut().find(|sent| sent.batch.seq == ask.seq);
         let wrong = || {
             format!(
                 "the target asks for pages of batch {} that it was not referred to",
@@ -59,6 +66,9 @@ impl Kept {
             )
         };
         let sent = sent.ok_or_else(wrong)?;
+        if std::mem::replace(&mut sent.is_asked, true) {
+            return Err(format!("the target asks for pages of batch {} twice", ask.seq));
+        }
         let source = |page: &u16| sent.sources.get(usize::from(*page)).copied().flatten();
         let sources: Option<Vec<u16>> = ask.pages.iter().map(source).collect();
         let sources = sources.ok_or_else(wrong)?;
@@ -68,5 +78,68 @@ impl Kept {
             round: sent.batch.round,
             sources,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmferry_core::page::{BatchBuilder, Fingerprint};
+
+    /// A batch of one page, and where it is referred to.
+    fn batch() -> (Batch, Vec<Class>) {
+        let mut stream = b"QEVM\0\0\0\x03\x07\0\0\0\x0epc-i440fx-10.0\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04".to_vec();
+        stream.extend((4096u64 | 0x04).to_be_bytes());
+        stream.extend(b"\x06pc.ram\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\x02\0\0\0\x02");
+        stream.extend(0x08u64.to_be_bytes());
+        stream.extend(b"\x06pc.ram");
+        stream.extend([7; 4096]);
+        let mut builder = BatchBuilder::new();
+        builder.spare()[..stream.len()].copy_from_slice(&stream);
+        builder.filled(stream.len());
+        let class = Class::Content {
+            source: 3,
+            block: 5,
+            changed: None,
+            fingerprint: Fingerprint::default(),
+        };
+        (builder.cut(0, 1, Vec::new()).unwrap(), vec![class])
+    }
+
+    #[test]
+    fn a_target_asks_about_a_batch_once_and_only_while_it_is_kept() {
+        let (batch, classes) = batch();
+        assert_eq!(batch.pages().count(), 1);
+        let mut kept = Kept::default();
+        let end = batch.stream().len() as u64;
+        assert!(kept.keep(end, batch, &classes).is_none());
+        let ask = |seq, pages: &[u16]| Ask {
+            seq,
+            pages: pages.to_vec(),
+        };
+        assert!(kept.answer(&ask(1, &[0])).is_err(), "another batch");
+        assert_eq!(kept.answer(&ask(0, &[0])).unwrap().sources, [3]);
+        let again = kept.answer(&ask(0, &[0])).err().unwrap();
+        assert!(again.contains("twice"), "{again}");
+        assert!(kept.placed(end).is_some());
+        let gone = kept.answer(&ask(0, &[0])).err().unwrap();
+        assert!(gone.contains("not referred to"), "{gone}");
+    }
+
+    #[test]
+    fn more_pages_than_the_batch_has_are_not_asked_for() {
+        for pages in [&[1][..], &[0, 0], &[]] {
+            let (batch, classes) = batch();
+            let mut kept = Kept::default();
+            kept.keep(9, batch, &classes);
+            let asked = Ask::decode(
+                &Ask {
+                    seq: 0,
+                    pages: pages.to_vec(),
+                }
+                .encode(),
+            );
+            assert!(asked.is_none_or(|ask| kept.answer(&ask).is_err()), "{pages:?}");
+        }
     }
 }

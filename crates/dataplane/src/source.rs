@@ -24,12 +24,16 @@ use vmferry_core::page::{
 };
 use vmferry_core::qemu::{Block, Mark};
 use vmferry_core::session::{self, Ack, LaneCredit};
-use vmferry_core::wire::frame::Kind;
+use vmferry_core::wire::frame::{HEADER_BYTES, Kind};
 use vmferry_core::wire::message::MemoryHash;
 
 /// How long the reader waits for more of a batch before it sends what there is. QEMU writes some 128 KiB at a time; while the
 /// guest runs a moment's patience makes whole batches of them.
 const PATIENCE: Duration = Duration::from_millis(2);
+
+/// How long QEMU may take to read what it is given on its return path. It reads at once, unless the target has sent it what it
+/// does not understand; then it never reads again.
+const RETURN_PATH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Empty buffers that wait for the reader, at most. Acknowledgements give several back at once, as many as a lane may have on
 /// its way; those that find no room are freed, and a new one costs a page fault for each of its pages.
@@ -152,6 +156,7 @@ impl Source {
             })
         };
         let lanes = senders.into_iter().map(lane).collect::<io::Result<Vec<_>>>()?;
+        qemu.set_write_timeout(Some(RETURN_PATH_LIMIT))?;
         let reader_socket = qemu.try_clone()?;
         let shared = Arc::new(Shared {
             ordered: InTurn::new(Ordered {
@@ -199,7 +204,7 @@ impl Source {
         self.shared.round.store(round, Ordering::Relaxed);
     }
 
-    /// Gives QEMU bytes on its return path.
+    /// Gives QEMU bytes on its return path. Fails if it does not read them in a second.
     pub fn return_path(&self, bytes: &[u8]) -> io::Result<()> {
         (&self.shared.qemu).write_all(bytes)
     }
@@ -420,7 +425,7 @@ impl Shared {
                 // Full when more buffers circulate than are needed: this one may go.
                 let _ = returned.try_send(batch.into_buffer());
             }
-            if !self.wait_for_credit(index, stream_bytes) {
+            if !self.wait_for_credit(index, stream_bytes, frame_bytes(&payload)) {
                 return;
             }
             if let Some(pace) = &self.pace {
@@ -442,14 +447,14 @@ impl Shared {
         Ok(())
     }
 
-    fn wait_for_credit(&self, index: usize, stream_bytes: u64) -> bool {
+    fn wait_for_credit(&self, index: usize, stream_bytes: u64, wire_bytes: u64) -> bool {
         let lane = &self.lanes[index];
         let waiting = |credit: &mut LaneCredit| !credit.allows(stream_bytes) && !self.closed.load(Ordering::SeqCst);
         let mut credit = lane
             .acknowledged
             .wait_while(lock(&lane.credit), waiting)
             .unwrap_or_else(PoisonError::into_inner);
-        credit.sent(stream_bytes, self.began.elapsed());
+        credit.sent(stream_bytes, wire_bytes, self.began.elapsed());
         !self.closed.load(Ordering::SeqCst)
     }
 
@@ -492,6 +497,7 @@ impl Shared {
     /// Sends pages that the target did not find where it was referred to.
     fn asked(&self, index: usize, ask: &Ask) -> Result<(), String> {
         let answer = lock(&self.lanes[index].kept).answer(ask)?;
+        lock(&self.lanes[index].credit).sent_beside(frame_bytes(&answer.payload));
         for source in &answer.sources {
             self.settings.catalog.missed(*source);
         }
@@ -520,6 +526,11 @@ impl Shared {
         }
         rounds[index] += *stats;
     }
+}
+
+/// Bytes of the frame that carries this.
+fn frame_bytes(payload: &[u8]) -> u64 {
+    (HEADER_BYTES + payload.len()) as u64
 }
 
 impl Ordered {

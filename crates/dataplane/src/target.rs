@@ -1,13 +1,11 @@
 //! The target's half: decodes on every lane at once, puts the stream together again, places its pages, and has QEMU load
 //! the rest.
 
-mod lane;
 mod writer;
 
-use self::lane::{Lane, Next, Whole};
 use self::writer::Writer;
 use crate::arrivals::Arrivals;
-use crate::coding::DecodeMeter;
+use crate::coding::{DecodeMeter, Spent};
 use crate::connection::{Closer, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::placement::Placement;
@@ -23,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use vmferry_core::limits::RETURN_PATH_FRAME_BYTES_MAX;
 use vmferry_core::page::{Assembler, Coders, Decoder, FingerprintKey, Place, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
+use vmferry_core::session::{Next, TargetLane, Whole};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::MemoryHash;
 
@@ -39,6 +38,8 @@ pub struct Settings {
     /// The socket on which QEMU waits for its stream. Connected to when the first bytes are there: a QEMU that looks for a
     /// channel's first bytes stands still until they come.
     pub qemu: PathBuf,
+    /// What the guest's memory blocks may have together, bytes.
+    pub guest_bytes_max: u64,
     /// Reads known content: blocks of the content source of that number, from that block on; `false` if it can't.
     pub content: Arc<ReadContent>,
 }
@@ -96,7 +97,7 @@ impl std::fmt::Debug for Shared {
 /// A batch on its way from a lane to the writer.
 struct Arrived {
     lane: usize,
-    whole: Whole,
+    whole: Whole<Spent>,
 }
 
 impl Target {
@@ -114,7 +115,7 @@ impl Target {
                 .map(|(sender, _)| sender.closer())
                 .collect::<io::Result<Vec<_>>>()?,
             ordered: Mutex::new(Ordered {
-                assembler: Assembler::new(settings.key.clone()),
+                assembler: Assembler::new(settings.key.clone()).with_guest_bytes_max(settings.guest_bytes_max),
                 memory: memory.map(Arc::new),
                 placement: None,
             }),
@@ -240,19 +241,21 @@ impl Shared {
         arrived: Outbox<Arrived>,
         buffers: Inbox<Vec<u8>>,
     ) -> Result<(), String> {
-        let mut lane = Lane::new(Decoder::new(self.settings.key.clone(), self.settings.coders.clone()));
+        let mut lane = TargetLane::new(Decoder::new(self.settings.key.clone(), self.settings.coders.clone()));
         loop {
             if let Ok(buffer) = buffers.try_recv() {
-                lane.decoder.recycle(buffer);
+                lane.recycle(buffer);
             }
             let (kind, payload) = receiver.receive().map_err(|error| error.to_string())?;
             let meter = self.arrivals.as_ref().map(|_| DecodeMeter::came());
+            let read = &mut |source: u16, block: u64, into: &mut [u8]| (self.settings.content)(source, block, into);
+            let spent = || meter.map(DecodeMeter::decoded).unwrap_or_default();
             let heard = match kind {
-                Kind::Data => lane.data(payload, &*self.settings.content, meter)?,
-                Kind::Supply => Next::Complete(lane.supply(payload)?),
+                Kind::Data => lane.data(payload, read, spent),
+                Kind::Supply => lane.supply(payload).map(Next::Complete),
                 kind => return Err(format!("a {kind:?} frame instead of data")),
             };
-            match heard {
+            match heard.map_err(|error| error.to_string())? {
                 Next::Ask(ask) => {
                     let asked = lock(sender).send(Kind::Ask, &ask.encode());
                     asked.map_err(|error| error.to_string())?;

@@ -115,6 +115,7 @@ fn pair_with(
         coders: coders.clone(),
         key: key.clone(),
         qemu: path,
+        guest_bytes_max: u64::MAX,
         content,
     };
     let target = target::Target::start(theirs, None, settings, move |event| drop(to_test.send(event))).unwrap();
@@ -253,6 +254,116 @@ fn a_target_that_asks_for_what_it_was_not_referred_to_ends_the_session() {
     let ask = Ask { seq: 0, pages: vec![0] };
     let (why, _source) = lied_to(Kind::Ask, &ask.encode());
     assert!(why.contains("asks for pages"), "{why}");
+}
+
+#[test]
+fn a_target_that_sends_what_does_not_belong_there_ends_the_session() {
+    let refused = |kind, payload: &[u8], with: &str| {
+        let (why, _source) = lied_to(kind, payload);
+        assert!(why.contains(with), "{kind:?}: {why}");
+    };
+    refused(Kind::Ack, &[], "unreadable acknowledgement");
+    refused(Kind::Ask, &[], "can't be read");
+    refused(Kind::Ask, &[0; 8], "can't be read");
+    let wire_alone = Ack {
+        wire_bytes: 1,
+        ..Ack::default()
+    };
+    refused(Kind::Ack, &wire_alone.encode(), "1 wire bytes");
+    for kind in [
+        Kind::Data,
+        Kind::Supply,
+        Kind::Message,
+        Kind::ContentTable,
+        Kind::HelloReply,
+    ] {
+        refused(kind, &[0; 64], "instead of an acknowledgement");
+    }
+}
+
+/// What a target fails with whose source does this.
+fn lied_to_by(lie: impl FnOnce(&mut Sender)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let [(mut liar, _acks), accepted] = lane(0, |_| ());
+    let settings = target::Settings {
+        coders: Coders::default(),
+        key: FingerprintKey::new([7; 32]),
+        qemu: folder.path().join("qemu.sock"),
+        guest_bytes_max: u64::MAX,
+        content: Arc::new(|_, _, _| false),
+    };
+    let (to_test, from_target) = channel();
+    let _target = target::Target::start(vec![accepted], None, settings, move |event| {
+        drop(to_test.send(event));
+    })
+    .unwrap();
+    lie(&mut liar);
+    match from_target.recv_timeout(PATIENCE).unwrap() {
+        target::Event::Failed(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A batch of one zero page, whose digest is wrong: it only ever waits.
+fn small_batch(seq: u64) -> Vec<u8> {
+    let operations = [2, 0, 0, 1];
+    let mut payload = [&seq.to_be_bytes()[..], &[0; 28], &[12, 0]].concat();
+    for length in [operations.len() as u32, 0, 0] {
+        payload.extend(length.to_be_bytes());
+    }
+    payload.extend(operations);
+    payload
+}
+
+#[test]
+fn a_source_that_sends_what_does_not_belong_there_ends_the_session() {
+    let refused = |kind, payload: Vec<u8>, with: &str| {
+        let why = lied_to_by(|liar| drop(liar.send(kind, &payload)));
+        assert!(why.contains(with), "{kind:?}: {why}");
+    };
+    refused(Kind::Data, Vec::new(), "short header");
+    refused(Kind::Data, small_batch(0)[..46].to_vec(), "short header");
+    let mut empty = small_batch(0)[..38].to_vec();
+    empty.extend([0; 12]);
+    refused(Kind::Data, empty, "a batch of nothing");
+    refused(Kind::Data, small_batch(u64::MAX), "further ahead");
+    refused(Kind::Supply, Vec::new(), "not asked for");
+    refused(Kind::Supply, [0; 9].to_vec(), "not asked for");
+    for kind in [Kind::Ack, Kind::Ask, Kind::Message, Kind::ContentTable, Kind::Hello] {
+        refused(kind, vec![0; 64], "instead of data");
+    }
+}
+
+#[test]
+fn batches_that_wait_for_one_that_never_comes_end_the_session_however_small() {
+    let why = lied_to_by(|liar| {
+        // Sending fails once the target has closed.
+        let _ = (1..).find(|seq| liar.send(Kind::Data, &small_batch(*seq)).is_err());
+    });
+    assert!(why.contains("further ahead"), "{why}");
+    let why = lied_to_by(|liar| {
+        for _ in 0..2 {
+            let _ = liar.send(Kind::Data, &small_batch(7));
+        }
+    });
+    assert!(why.contains("came twice"), "{why}");
+}
+
+#[test]
+fn a_qemu_that_does_not_read_its_return_path_holds_nobody_up() {
+    let (_qemu, into_source) = UnixStream::pair().unwrap();
+    let [connected, _target] = lane(0, |_| ());
+    let settings = source::Settings {
+        coders: Coders::default(),
+        key: FingerprintKey::new([7; 32]),
+        catalog: Arc::default(),
+        reach: Reach::Batches(RING_BATCHES),
+        versions_bytes_max: 0,
+        bandwidth: None,
+    };
+    let source = source::Source::start(into_source, vec![connected], settings, |_| ()).unwrap();
+    let error = (0..).find_map(|_| source.return_path(&[0; 64 * 1024]).err());
+    assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::WouldBlock));
 }
 
 #[test]

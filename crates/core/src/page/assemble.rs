@@ -9,6 +9,7 @@ use super::{
     page_set::PageSet,
     ring::{At, Ring},
 };
+use crate::limits::GUEST_BYTES_MAX;
 use crate::qemu::{Block, BlockId, FLAG_CONTINUE};
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ pub struct Assembler {
     key: FingerprintKey,
     digest: RunningDigest,
     next_seq: u64,
+    /// What its blocks may have together.
+    guest_bytes_max: u64,
     blocks: Arc<[Block]>,
     page_bytes: usize,
     /// The block of the last page record: a record without a name is about the same.
@@ -48,6 +51,14 @@ pub enum AssembleError {
     /// The stream's block list came twice, or a block isn't a whole number of pages.
     #[error("the source's list of memory blocks makes no sense")]
     Blocks,
+    /// The source's guest is larger than the one that was agreed on.
+    #[error("the source's memory blocks have {bytes} bytes together, and at most {max} were expected")]
+    TooLarge {
+        /// Bytes of all blocks.
+        bytes: u64,
+        /// The most that there may be.
+        max: u64,
+    },
     /// A page that no block has.
     #[error("page at {offset:#x} of block {block} does not exist in this guest")]
     NoSuchPage {
@@ -86,12 +97,23 @@ impl Assembler {
             digest: RunningDigest::new(&key),
             key,
             next_seq: 0,
+            guest_bytes_max: GUEST_BYTES_MAX,
             blocks: Arc::from([]),
             page_bytes: 0,
             previous: None,
             ring: Ring::default(),
             touched: PageSet::default(),
             spent: Vec::new(),
+        }
+    }
+
+    /// The same, for a guest whose memory blocks have no more than so many bytes together. What is noted of pages that the stream
+    /// touched grows with the guest, and a source could name a larger one than there is.
+    #[must_use]
+    pub fn with_guest_bytes_max(self, guest_bytes_max: u64) -> Self {
+        Self {
+            guest_bytes_max,
+            ..self
         }
     }
 
@@ -255,6 +277,14 @@ impl Assembler {
     fn take_blocks(&mut self, blocks: Arc<[Block]>, page_bytes: usize) -> Result<(), AssembleError> {
         if !self.blocks.is_empty() || blocks.is_empty() {
             return Err(AssembleError::Blocks);
+        }
+        // No sum of so few that are each within their bound overflows.
+        let bytes = blocks.iter().map(|block| block.bytes).sum();
+        if bytes > self.guest_bytes_max {
+            return Err(AssembleError::TooLarge {
+                bytes,
+                max: self.guest_bytes_max,
+            });
         }
         self.blocks = blocks;
         self.page_bytes = page_bytes;

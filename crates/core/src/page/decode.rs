@@ -7,7 +7,7 @@ mod build;
 
 use self::build::{Build, Layout};
 use super::{
-    batch::Batch,
+    batch::{Batch, Op},
     content::BLOCK_BYTES,
     delta,
     digest::StreamDigest,
@@ -17,12 +17,17 @@ use super::{
 };
 use crate::{
     limits::{BATCH_PLAIN_BYTES_MAX, PAGE_BYTES_MAX},
-    qemu::BlockId,
+    qemu::{Block, BlockId},
+    session::charge,
 };
 use std::ops::Range;
 
 /// Blocks that are read without need to save another read: a disk takes about as long to find a block as to read so many.
 const GAP_BLOCKS_MAX: u64 = 16;
+
+/// How many times what it [counts for](Decoded::charge) a batch may take in memory: its buffer may be four times as large as
+/// its stream, and an operation on zero pages and a byte that is no page stand for ten bytes of the stream.
+pub const MEMORY_PART_MAX: usize = 4 + 2 * size_of::<Op>() / 10 + 1;
 
 /// Decodes one lane's payloads, in their order.
 pub struct Decoder {
@@ -32,6 +37,8 @@ pub struct Decoder {
     buffer: Vec<u8>,
     /// Blocks as they were read.
     blocks: Vec<u8>,
+    /// Whether a batch had the block list.
+    is_listed: bool,
 }
 
 /// A batch with holes.
@@ -121,9 +128,26 @@ impl Decoded {
         self.batch.seq
     }
 
-    /// Bytes of the stream that it stands for, and about what it takes in memory.
-    pub fn stream_bytes(&self) -> u64 {
-        self.batch.stream.len() as u64
+    /// What it [counts for](charge) while it waits, bytes.
+    pub fn charge(&self) -> u64 {
+        charge(self.batch.stream.len() as u64)
+    }
+
+    /// Memory that it takes, bytes. Operations take the most where each stands for as little of the stream as it can.
+    pub fn memory_bytes(&self) -> usize {
+        let blocks = self.batch.ops.iter().map(|op| match op {
+            Op::Blocks(blocks) => {
+                let names: usize = blocks.iter().map(|block| block.name.as_str().len()).sum();
+                size_of_val::<[Block]>(blocks) + names
+            }
+            _ => 0,
+        });
+        size_of::<Self>()
+            + self.batch.stream.capacity()
+            + self.deltas.capacity()
+            + self.batch.ops.capacity() * size_of::<Op>()
+            + self.pages.capacity() * size_of::<Content>()
+            + blocks.sum::<usize>()
     }
 }
 
@@ -135,6 +159,7 @@ impl Decoder {
             lz: Decoders::new(coders),
             buffer: Vec::new(),
             blocks: Vec::new(),
+            is_listed: false,
         }
     }
 
@@ -165,16 +190,24 @@ impl Decoder {
         }
         let buffer = std::mem::take(&mut self.buffer);
         let mut layout = Build::on(buffer, page_bytes, header.plain_bytes, reader).layout(Reader::new(operations))?;
+        // The stream has one. Lists are long for the little that they count for, so no two may wait.
+        let is_listed = layout.ops.iter().any(|op| matches!(op, Op::Blocks(_)));
+        if is_listed && self.is_listed {
+            return Err(DecodeError::Malformed("a second block list"));
+        }
+        self.is_listed |= is_listed;
         if !layout.plain.is_empty() {
             self.lz.decode(header.coder, lz, &mut layout.parts())?;
         }
         let Layout {
             stream,
+            spare,
             deltas,
             ops,
             mut pages,
             ..
         } = layout;
+        self.buffer = spare;
         let batch = Batch {
             seq: header.seq,
             round: header.round,

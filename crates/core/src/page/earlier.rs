@@ -156,6 +156,11 @@ impl EarlierTable {
         table
     }
 
+    /// Memory that this takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.runs.capacity() * size_of::<Run>() + self.pieces.capacity() * size_of::<Pieces>()
+    }
+
     /// The block that has an earlier version of the page at that place, and the lines in which the two differ as far as hashes
     /// tell; `None` if there is none of which at least half is the same.
     pub(super) fn find(&self, place: Place, page: &[u8]) -> Option<(u64, u128)> {

@@ -28,7 +28,7 @@ impl FingerprintKey {
             .collect()
     }
 
-    /// The fingerprints of a batch's pages, in order: one per [`Op::Page`].
+    /// The fingerprints of a batch's pages, in order: one per [`Op::Page`](super::Op::Page).
     pub fn pages(&self, batch: &Batch) -> Vec<Fingerprint> {
         self.contents(&batch.pages().collect::<Vec<_>>())
     }

@@ -20,7 +20,7 @@
 //! | [`lz`] | the dictionary coders: LZ78, LZ4, Zstandard |
 //! | `entropy` | which pages are not worth an LZ coder's time |
 //! | [`payload`] | the layout of an encoded batch |
-//! | [`encode`], [`decode`] | a batch to a payload, and back except for the pages it only refers to |
+//! | [`mod@encode`], [`decode`] | a batch to a payload, and back except for the pages it only refers to |
 //! | [`assemble`] | fills in the pages referred to, checks everything, gives out the stream |
 //! | `ring` | the pages most recently given out |
 //! | [`digest`] | the running digest over the stream |
@@ -68,7 +68,7 @@ pub use batch::{Batch, Op};
 pub use block_table::BlockTable;
 pub use builder::BatchBuilder;
 pub use catalog::Catalog;
-pub use decode::{DecodeError, Decoded, Decoder};
+pub use decode::{DecodeError, Decoded, Decoder, MEMORY_PART_MAX};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
 pub use earlier::{EarlierTable, KeptBlock, Place};
 pub use encode::{Coded, encode};

@@ -1,7 +1,7 @@
 //! The pages most recently given out, which the target's QEMU may not have loaded yet.
 
 use super::batch::{Batch, Op};
-use crate::{limits::BATCH_BYTES, qemu::BlockId};
+use crate::{limits::BATCH_BYTES, qemu::BlockId, session::charge};
 use foldhash::fast::RandomState;
 use std::{
     collections::{HashMap, VecDeque},
@@ -9,7 +9,8 @@ use std::{
 };
 
 /// Stream bytes kept. A page given out longer ago than this stands in the guest's memory: between us and QEMU's loader
-/// lie at most a socket's buffer and its own 32 KiB, which is far less.
+/// lie at most a socket's buffer and its own 32 KiB, which is far less. Small batches count for [more than they
+/// hold](charge); as QEMU cuts its stream, a section's header and footer at the least in each, those kept still hold more.
 const RING_BYTES: usize = 8 * 1024 * 1024;
 /// Buffers kept for a caller that does not fetch them.
 const SPENT_MAX: usize = 8;
@@ -20,7 +21,8 @@ pub const RING_BATCHES: u64 = (RING_BYTES / BATCH_BYTES) as u64 - 1;
 #[derive(Debug, Default)]
 pub(super) struct Ring {
     batches: VecDeque<Arc<Batch>>,
-    bytes: usize,
+    /// What those count for.
+    charged: u64,
     index: HashMap<(BlockId, u64), At, RandomState>,
 }
 
@@ -51,12 +53,12 @@ impl Ring {
 
     /// Adds the batch whose pages have been noted, and lets the oldest go, whose buffers are added to `spent`.
     pub(super) fn push(&mut self, batch: Arc<Batch>, spent: &mut Vec<Vec<u8>>) {
-        self.bytes += batch.stream().len();
+        self.charged += charge(batch.stream().len() as u64);
         self.batches.push_back(batch);
-        while self.bytes > RING_BYTES
+        while self.charged > RING_BYTES as u64
             && let Some(oldest) = self.batches.pop_front()
         {
-            self.bytes -= oldest.stream().len();
+            self.charged -= charge(oldest.stream().len() as u64);
             for op in oldest.ops() {
                 if let Op::Page { at, .. } = op
                     && self
@@ -71,5 +73,43 @@ impl Ring {
                 spent.extend(Arc::into_inner(oldest).map(Batch::into_buffer));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::BATCH_CHARGE_BYTES_MIN;
+
+    fn batch(seq: u64, stream: Vec<u8>) -> Arc<Batch> {
+        Arc::new(Batch {
+            seq,
+            round: 0,
+            stream,
+            ops: Vec::new(),
+            page_bytes: 4096,
+            postcopy: false,
+            stopped: false,
+        })
+    }
+
+    #[test]
+    fn batches_of_a_byte_are_not_kept_without_end() {
+        let (mut ring, mut spent) = (Ring::default(), Vec::new());
+        let most = RING_BYTES as u64 / BATCH_CHARGE_BYTES_MIN;
+        for seq in 0..most + 100 {
+            ring.push(batch(seq, vec![7]), &mut spent);
+        }
+        assert_eq!(ring.batches.len() as u64, most);
+    }
+
+    #[test]
+    fn as_many_whole_batches_are_kept_as_are_promised() {
+        let (mut ring, mut spent) = (Ring::default(), Vec::new());
+        for seq in 0..RING_BATCHES + 3 {
+            ring.push(batch(seq, vec![0; BATCH_BYTES]), &mut spent);
+        }
+        assert!(ring.batches.len() as u64 > RING_BATCHES);
+        assert!(spent.iter().all(|buffer| buffer.len() == BATCH_BYTES));
     }
 }

@@ -1,4 +1,4 @@
-//! Order and credit of a session's data lanes.
+//! Order and credit of a session's data lanes, and [what the target does](TargetLane) with a lane's frames.
 //!
 //! A batch goes over whichever lane is free, so batches arrive in any order between lanes and in order within one;
 //! [`Reorder`] puts them back. A lane may have so many bytes of QEMU's stream on its way; [`LaneCredit`] counts them, [`Ack`]
@@ -8,7 +8,14 @@
 //! A lane that breaks ends the session. Frames are numbered and acknowledgements cumulative, which is what a lane that is
 //! replaced needs to know what to send again.
 
-use crate::limits::{BATCH_BYTES, BATCH_BYTES_LEAST, LANE_CREDIT_BYTES_MAX};
+mod lane;
+
+pub use lane::{LaneError, Next, TargetLane, Whole};
+
+use crate::limits::{
+    BATCH_BYTES, BATCH_BYTES_LEAST, BATCH_CHARGE_BYTES_MIN, BATCH_PLAIN_BYTES_MAX, LANE_BATCHES_MAX,
+    LANE_CREDIT_BYTES_MAX,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -78,11 +85,17 @@ impl Ack {
 
 /// An acknowledgement of something that was not sent, or of less than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the target acknowledges {acked} stream bytes of a lane after {before}, of {sent} sent")]
+#[error("the target acknowledges {acked} {what} bytes of a lane after {before}, of {sent} sent")]
 pub struct WrongAck {
+    what: &'static str,
     acked: u64,
     before: u64,
     sent: u64,
+}
+
+/// What a batch of so many stream bytes counts for, bytes: on both sides, in a lane's credit and in all that is bounded by it.
+pub fn charge(stream_bytes: u64) -> u64 {
+    stream_bytes.max(BATCH_CHARGE_BYTES_MIN)
 }
 
 /// How much more than a lane's least delay may be on its way, as time: enough to ride out the jitter of threads and links,
@@ -107,6 +120,8 @@ const RATE_WEIGHT: f64 = 0.5;
 #[derive(Debug, Default)]
 pub struct LaneCredit {
     sent: u64,
+    /// Bytes of frames sent.
+    wire_sent: u64,
     acked: Ack,
     /// When the last acknowledgement came.
     acked_at: Duration,
@@ -114,50 +129,78 @@ pub struct LaneCredit {
     measured_from: Duration,
     /// What was acknowledged since.
     measured_bytes: u64,
-    /// Batches on their way: the lane's sum of stream bytes behind each, and when it was sent.
-    on_the_way: VecDeque<(u64, Duration)>,
+    /// In the order in which they were sent.
+    on_the_way: VecDeque<OnTheWay>,
+    /// What those count for together.
+    charged: u64,
     /// Stream bytes per second.
     rate: f64,
     delay_min: Option<Duration>,
+}
+
+/// A batch that is sent and not acknowledged.
+#[derive(Debug)]
+struct OnTheWay {
+    /// The lane's sum of stream bytes behind it.
+    end: u64,
+    charge: u64,
+    at: Duration,
 }
 
 impl LaneCredit {
     /// Whether a batch of `stream_bytes` may be sent now. One always may when nothing is on its way, so that no batch
     /// size can stall a lane for ever.
     pub fn allows(&self, stream_bytes: u64) -> bool {
-        let in_flight = self.in_flight();
+        let charge = charge(stream_bytes);
         // Rounded up to whole batches: with fewer than a lane holds its rate would never show that it could hold more. And two
         // at the least, so that one is encoded while another crosses.
-        let window = self.carries_in(self.delay_min.unwrap_or_default() + SLACK).max(stream_bytes + 1);
-        in_flight == 0 || (in_flight < window && in_flight + stream_bytes <= LANE_CREDIT_BYTES_MAX)
+        let carries = self.carries_in(self.delay_min.unwrap_or_default() + SLACK);
+        let window = carries.max(charge + 1).max(BATCH_BYTES_LEAST as u64);
+        self.on_the_way.is_empty() || (self.charged < window && self.charged + charge <= LANE_CREDIT_BYTES_MAX)
     }
 
-    /// A batch was sent at `now` (time since any fixed moment).
-    pub fn sent(&mut self, stream_bytes: u64, now: Duration) {
-        if self.in_flight() == 0 {
+    /// A batch is sent at `now` (time since any fixed moment), in a frame of so many bytes. To be said before it is: its
+    /// acknowledgement may come at once.
+    pub fn sent(&mut self, stream_bytes: u64, wire_bytes: u64, now: Duration) {
+        if self.on_the_way.is_empty() {
             self.measured_from += now.saturating_sub(self.acked_at);
         }
         self.sent += stream_bytes;
-        self.on_the_way.push_back((self.sent, now));
+        self.sent_beside(wire_bytes);
+        let charge = charge(stream_bytes);
+        self.charged += charge;
+        self.on_the_way.push_back(OnTheWay {
+            end: self.sent,
+            charge,
+            at: now,
+        });
+    }
+
+    /// A frame of so many bytes is sent that is no batch. To be said before it is.
+    pub fn sent_beside(&mut self, wire_bytes: u64) {
+        self.wire_sent += wire_bytes;
     }
 
     /// An acknowledgement came at `now`. Returns the wire bytes that are newly known to have arrived.
     pub fn acknowledged(&mut self, ack: Ack, now: Duration) -> Result<u64, WrongAck> {
         let before = self.acked;
-        if ack.stream_bytes > self.sent || ack.stream_bytes < before.stream_bytes || ack.wire_bytes < before.wire_bytes
-        {
-            return Err(WrongAck {
-                acked: ack.stream_bytes,
-                before: before.stream_bytes,
-                sent: self.sent,
-            });
+        for (what, acked, before, sent) in [
+            ("stream", ack.stream_bytes, before.stream_bytes, self.sent),
+            ("wire", ack.wire_bytes, before.wire_bytes, self.wire_sent),
+        ] {
+            if !(before..=sent).contains(&acked) {
+                return Err(WrongAck {
+                    what,
+                    acked,
+                    before,
+                    sent,
+                });
+            }
         }
         let mut sent_at = None;
-        while let Some(&(sum, at)) = self.on_the_way.front()
-            && sum <= ack.stream_bytes
-        {
-            self.on_the_way.pop_front();
-            sent_at = Some(at);
+        while let Some(batch) = self.on_the_way.pop_front_if(|batch| batch.end <= ack.stream_bytes) {
+            self.charged -= batch.charge;
+            sent_at = Some(batch.at);
         }
         if let Some(sent_at) = sent_at {
             let delay = now.saturating_sub(sent_at);
@@ -176,9 +219,9 @@ impl LaneCredit {
         Ok(ack.wire_bytes - before.wire_bytes)
     }
 
-    /// Stream bytes sent and not acknowledged.
+    /// What the batches count for that are sent and not acknowledged, bytes.
     pub fn in_flight(&self) -> u64 {
-        self.sent - self.acked.stream_bytes
+        self.charged
     }
 
     /// What this lane adds to the size of batches, which all lanes share ([`batch_bytes`]): what it carries in a moment that is
@@ -200,6 +243,9 @@ pub fn batch_bytes(shares: impl Iterator<Item = u64>) -> usize {
 /// Why an arriving batch can't take its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReorderError {
+    /// More waits than all lanes have credit for.
+    #[error("the source sends more than it has credit for")]
+    TooMuch,
     /// The same number came before.
     #[error("batch {0} came twice")]
     Repeated(u64),
@@ -213,44 +259,78 @@ pub enum ReorderError {
     },
 }
 
-/// Puts numbered items back in order. Holds at most a window of them.
+/// How far ahead of the one that is due a batch may be, where so many lanes keep to their credit: what all of them may have on
+/// their way, and one that each has in hand.
+fn ahead_max(lanes: usize) -> u64 {
+    lanes as u64 * (LANE_BATCHES_MAX + 1)
+}
+
+/// What the batches of a lane may count for that came and are not placed, bytes: its credit, and room for one more batch.
+pub(super) const WAITING_CHARGE_MAX: u64 = LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64;
+
+/// Puts the batches of a session's lanes back in order. Holds no more of them than the lanes have credit for.
 #[derive(Debug)]
 pub struct Reorder<T> {
     due: u64,
-    window: u64,
-    waiting: BTreeMap<u64, T>,
+    ahead_max: u64,
+    /// Batches, and what each counts for.
+    waiting: BTreeMap<u64, (u64, T)>,
+    charged: u64,
+    charge_max: u64,
 }
 
 impl<T> Reorder<T> {
-    /// For items numbered from 0, never more than `window` ahead of the one that is due.
-    pub fn new(window: u64) -> Reorder<T> {
+    /// For a session of so many lanes, whose batches are numbered from 0.
+    pub fn new(lanes: usize) -> Reorder<T> {
         Reorder {
             due: 0,
-            window,
+            ahead_max: ahead_max(lanes),
             waiting: BTreeMap::new(),
+            charged: 0,
+            charge_max: lanes as u64 * WAITING_CHARGE_MAX,
         }
     }
 
-    /// Takes an item.
-    pub fn put(&mut self, number: u64, item: T) -> Result<(), ReorderError> {
+    /// Takes a batch that [counts for](charge) so many bytes.
+    pub fn put(&mut self, number: u64, charge: u64, item: T) -> Result<(), ReorderError> {
         if number < self.due || self.waiting.contains_key(&number) {
             return Err(ReorderError::Repeated(number));
         }
-        if number - self.due >= self.window {
+        if number - self.due >= self.ahead_max {
             return Err(ReorderError::TooFarAhead {
                 got: number,
                 due: self.due,
             });
         }
-        self.waiting.insert(number, item);
+        if charge > self.charge_max - self.charged {
+            return Err(ReorderError::TooMuch);
+        }
+        self.charged += charge;
+        self.waiting.insert(number, (charge, item));
         Ok(())
     }
 
-    /// Gives the item that is due, if it is there.
+    /// Gives the batch that is due, if it is there.
     pub fn take(&mut self) -> Option<T> {
-        let item = self.waiting.remove(&self.due)?;
+        let (charge, item) = self.waiting.remove(&self.due)?;
+        self.charged -= charge;
         self.due += 1;
         Some(item)
+    }
+
+    /// Batches that wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What those that wait count for, bytes.
+    pub fn charged(&self) -> u64 {
+        self.charged
     }
 }
 
@@ -287,7 +367,7 @@ mod tests {
                 if !lane.allows(batch) {
                     break;
                 }
-                lane.sent(batch, now);
+                lane.sent(batch, batch / 4 + 1, now);
                 busy_until = busy_until.max(now) + Duration::from_secs_f64(batch as f64 / rate as f64);
                 arrivals.push_back((busy_until + delay, batch));
             }
@@ -332,7 +412,7 @@ mod tests {
             lane.allows(LANE_CREDIT_BYTES_MAX * 2),
             "the first batch is always allowed"
         );
-        lane.sent(100, MS);
+        lane.sent(100, 10, MS);
         assert_eq!(
             lane.acknowledged(
                 Ack {
@@ -368,7 +448,33 @@ mod tests {
             .is_err(),
             "more than sent"
         );
-        assert_eq!(lane.in_flight(), 50);
+        let wire = |wire_bytes| Ack {
+            stream_bytes: 50,
+            wire_bytes,
+            ..Ack::default()
+        };
+        assert!(lane.acknowledged(wire(11), 3 * MS).is_err(), "more frames than sent");
+        lane.sent_beside(5);
+        assert_eq!(lane.acknowledged(wire(15), 3 * MS), Ok(12));
+        assert_eq!(lane.in_flight(), BATCH_CHARGE_BYTES_MIN, "half of a batch is none");
+    }
+
+    #[test]
+    fn batches_of_a_byte_use_up_the_credit_too() {
+        let mut lane = LaneCredit::default();
+        let mut sent = 0;
+        while lane.allows(1) {
+            lane.sent(1, 50, MS);
+            sent += 1;
+        }
+        assert_eq!(sent, BATCH_BYTES_LEAST as u64 / BATCH_CHARGE_BYTES_MIN);
+        assert!(sent <= LANE_BATCHES_MAX);
+        let all = Ack {
+            stream_bytes: sent,
+            ..Ack::default()
+        };
+        lane.acknowledged(all, 2 * MS).unwrap();
+        assert_eq!(lane.in_flight(), 0);
     }
 
     #[test]
@@ -396,23 +502,55 @@ mod tests {
     proptest! {
         #[test]
         fn items_come_out_in_order_however_they_arrive(order in Just((0..50u64).collect::<Vec<_>>()).prop_shuffle()) {
-            let mut reorder = Reorder::new(50);
+            let mut reorder = Reorder::new(1);
             let mut out = vec![];
             for number in order {
-                reorder.put(number, number).unwrap();
-                prop_assert!(reorder.put(number, number).is_err());
+                reorder.put(number, 9, number).unwrap();
+                prop_assert!(reorder.put(number, 9, number).is_err());
                 while let Some(item) = reorder.take() {
                     out.push(item);
                 }
             }
             prop_assert_eq!(out, (0..50).collect::<Vec<_>>());
+            prop_assert!(reorder.is_empty() && reorder.charged() == 0);
         }
     }
 
     #[test]
-    fn a_gap_wider_than_the_window_is_an_error() {
+    fn what_is_further_ahead_than_credit_allows_is_refused() {
         let mut reorder = Reorder::new(2);
-        assert_eq!(reorder.put(2, ()), Err(ReorderError::TooFarAhead { got: 2, due: 0 }));
-        assert_eq!(reorder.put(1, ()), Ok(()));
+        let most = ahead_max(2);
+        assert_eq!(
+            reorder.put(most, 512, ()),
+            Err(ReorderError::TooFarAhead { got: most, due: 0 })
+        );
+        assert_eq!(
+            reorder.put(u64::MAX, 512, ()),
+            Err(ReorderError::TooFarAhead { got: u64::MAX, due: 0 })
+        );
+        assert_eq!(reorder.put(most - 1, 512, ()), Ok(()));
+    }
+
+    #[test]
+    fn no_more_waits_than_lanes_have_credit_for_whatever_its_size() {
+        for stream_bytes in [1, 1000, BATCH_PLAIN_BYTES_MAX as u64] {
+            let (mut reorder, charge) = (Reorder::new(2), charge(stream_bytes));
+            // The first never comes.
+            let error = (1..).find_map(|number| reorder.put(number, charge, ()).err());
+            assert!(
+                matches!(
+                    error,
+                    Some(ReorderError::TooMuch | ReorderError::TooFarAhead { due: 0, .. })
+                ),
+                "{error:?}"
+            );
+            assert!(reorder.charged() <= 2 * WAITING_CHARGE_MAX);
+            assert!(reorder.len() as u64 <= ahead_max(2));
+            // What was waited for still is taken up.
+            let all = reorder.len();
+            reorder.put(0, 0, ()).unwrap();
+            assert_eq!(std::iter::from_fn(|| reorder.take()).count(), all + 1);
+            assert_eq!(reorder.charged(), 0);
+        }
     }
 }

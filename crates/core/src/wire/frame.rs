@@ -14,7 +14,8 @@
 //! which the encodings' own fingerprints are.
 
 use crate::limits::{
-    CONTENT_TABLE_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, DATA_FRAME_BYTES_MAX, RETURN_PATH_FRAME_BYTES_MAX,
+    CONTENT_TABLE_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, DATA_FRAME_BYTES_MAX, HELLO_FRAME_BYTES_MAX,
+    RETURN_PATH_FRAME_BYTES_MAX,
 };
 use crate::page::ask::ASK_BYTES_MAX;
 use xxhash_rust::xxh3::Xxh3;
@@ -66,7 +67,8 @@ impl Kind {
     /// The longest payload of this kind, bytes: a receiver allocates this much for a frame and no more.
     pub fn payload_bytes_max(self) -> usize {
         match self {
-            Kind::Hello | Kind::HelloReply | Kind::Message => CONTROL_FRAME_BYTES_MAX,
+            Kind::Hello | Kind::HelloReply => HELLO_FRAME_BYTES_MAX,
+            Kind::Message => CONTROL_FRAME_BYTES_MAX,
             Kind::ReturnPath => RETURN_PATH_FRAME_BYTES_MAX,
             Kind::Data | Kind::Supply => DATA_FRAME_BYTES_MAX,
             // A later version may say more.

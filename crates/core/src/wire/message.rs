@@ -4,6 +4,7 @@
 //! fields that it does not know; `postcard` or any other positional format would need a new protocol version for each.
 
 use super::hello::MigrationId;
+use crate::limits::MESSAGE_VALUES_MAX;
 use crate::page::{Coders, StreamDigest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -182,4 +183,62 @@ pub enum Message {
     /// A message that this version does not know; ignored, so that a newer peer can say more.
     #[serde(other)]
     Unknown,
+}
+
+/// Why a payload is no message.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// It would take far more memory than any that is meant.
+    #[error("a message of more than {MESSAGE_VALUES_MAX} JSON values")]
+    TooManyValues,
+    /// It is not JSON, nested too deeply, or not a message.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+impl Message {
+    /// Reads the payload of a `Message` frame. Values are counted before anything is allocated for them.
+    pub fn read(payload: &[u8]) -> Result<Message, MessageError> {
+        // Every value but the outermost stands behind one of these. Some in strings are counted, too.
+        let values = payload.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{'));
+        if values.count() > MESSAGE_VALUES_MAX {
+            return Err(MessageError::TooManyValues);
+        }
+        Ok(serde_json::from_slice(payload)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::CONTROL_FRAME_BYTES_MAX;
+
+    fn disks(disks: &str) -> Result<Message, MessageError> {
+        Message::read(format!(r#"{{"message":"disks","disks":{disks}}}"#).as_bytes())
+    }
+
+    #[test]
+    fn messages_of_many_values_are_refused_before_they_are_read() {
+        for part in ["0,", "[],", "[0],", "{},", r#"{"a":0},"#] {
+            let many = part.repeat(CONTROL_FRAME_BYTES_MAX / 2 / part.len());
+            let error = disks(&format!("[{many}0]")).unwrap_err();
+            assert!(matches!(error, MessageError::TooManyValues), "{part}: {error}");
+        }
+        assert!(disks(&format!("[{}0]", "0,".repeat(10_000))).is_ok());
+    }
+
+    #[test]
+    fn messages_nested_deeply_are_refused() {
+        for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
+            let error = disks(&[&open.repeat(30_000), "0", &close.repeat(30_000)].concat()).unwrap_err();
+            assert!(error.to_string().contains("recursion"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_message_of_a_later_version_is_not_an_error() {
+        let later = Message::read(br#"{"message":"sing","song":["la",{"la":1}]}"#);
+        assert_eq!(later.unwrap(), Message::Unknown);
+        assert!(Message::read(b"").is_err() && Message::read(b"{}").is_err());
+    }
 }

@@ -1,7 +1,6 @@
 //! The target's one thread that works in the order of batches: puts them in order, assembles them, has their pages placed by
 //! [`Placers`], then gives QEMU what is left and acknowledges.
 
-use super::lane::Whole;
 use super::{Arrived, Ordered, Shared};
 use crate::coding::{Bill, Spent};
 use crate::connection::Sender;
@@ -14,9 +13,8 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX};
 use vmferry_core::page::{Op, ReadError};
-use vmferry_core::session::{Ack, Reorder};
+use vmferry_core::session::{Ack, Reorder, Whole};
 use vmferry_core::wire::frame::Kind;
 
 /// What the writer does its work with.
@@ -30,8 +28,6 @@ pub(super) struct Writer {
     qemu: Option<UnixStream>,
     /// Batches that came before their turn.
     reorder: Reorder<Arrived>,
-    /// Stream bytes of those.
-    waiting_bytes: u64,
     placers: Placers,
     /// Batches whose pages are being written, in order.
     under_way: VecDeque<UnderWay>,
@@ -58,17 +54,13 @@ impl Writer {
         placers: Placers,
         returned: Outbox<Vec<u8>>,
     ) -> Self {
-        // Nothing can be further ahead than all lanes' credit in the smallest batches; a batch stands for a byte at least,
-        // but a source that cuts such batches is idle and has nothing ahead.
-        let window = lanes.len() as u64 * LANE_CREDIT_BYTES_MAX;
         Self {
             bill: shared.arrivals.clone().map(Bill::new),
             shared,
             acks: vec![Ack::default(); lanes.len()],
+            reorder: Reorder::new(lanes.len()),
             lanes,
             qemu: None,
-            reorder: Reorder::new(window),
-            waiting_bytes: 0,
             placers,
             under_way: VecDeque::new(),
             returned,
@@ -95,14 +87,9 @@ impl Writer {
     }
 
     fn arrived(&mut self, arrived: Arrived) -> Result<(), String> {
-        self.waiting_bytes += arrived.whole.decoded.stream_bytes();
-        // A source that keeps to its credit is never so far ahead.
-        let waiting_max = self.lanes.len() as u64 * (LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64);
-        if self.waiting_bytes > waiting_max {
-            return Err("the source sends more than it has credit for".to_owned());
-        }
-        let seq = arrived.whole.decoded.seq();
-        self.reorder.put(seq, arrived).map_err(|error| error.to_string())
+        let (seq, charge) = (arrived.whole.decoded.seq(), arrived.whole.decoded.charge());
+        let put = self.reorder.put(seq, charge, arrived);
+        put.map_err(|error| error.to_string())
     }
 
     fn placed(&mut self, placed: &Placed) {
@@ -123,7 +110,6 @@ impl Writer {
             let Some(arrived) = self.reorder.take() else {
                 return Ok(());
             };
-            self.waiting_bytes -= arrived.whole.decoded.stream_bytes();
             let under_way = self.shared.assemble(arrived, &self.placers)?;
             self.under_way.push_back(under_way);
             while let Some(buffer) = lock(&self.shared.ordered).assembler.spent() {
@@ -164,7 +150,7 @@ impl Shared {
         let Whole {
             decoded,
             wire_bytes,
-            spent,
+            note: spent,
         } = whole;
         let mut ordered = lock(&self.ordered);
         // From then on the guest's memory is nobody's but the guest's.

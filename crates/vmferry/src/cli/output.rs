@@ -18,7 +18,7 @@ pub fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce(&T) -> Strin
 /// Prints a value as a line of JSON.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_json<T: Serialize>(value: &T) -> io::Result<()> {
     print_text(&(serde_json::to_string(value)? + "\n"))
 }
@@ -26,7 +26,7 @@ pub fn print_json<T: Serialize>(value: &T) -> io::Result<()> {
 /// Prints text that has its line ends.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_text(text: &str) -> io::Result<()> {
     io::stdout().write_all(text.as_bytes())
 }

@@ -1,7 +1,7 @@
 //! What a host can take: the reservation's checks.
 //!
 //! The source describes its VM and what it uses ([`offer`]). The target looks at itself with that in hand
-//! ([`examine`]) and weighs the two ([`check`]), so that one answer names every reason against the VM.
+//! ([`examine()`]) and weighs the two ([`check()`]), so that one answer names every reason against the VM.
 //!
 //! | module | what |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | [`probes`] | what QEMU answered before |
 //! | [`disk`] | whether two hosts see one and the same disk |
 //! | [`offer`] | what the source tells |
-//! | [`examine`] | what the target finds |
-//! | [`check`] | the reasons against it |
+//! | [`mod@examine`] | what the target finds |
+//! | [`mod@check`] | the reasons against it |
 //! | [`reservations`] | what was promised to VMs that are under way |
 
 pub mod capability;

@@ -41,8 +41,8 @@ impl Contents {
     /// Takes a part of a table.
     pub(super) fn take(&mut self, number: u16, part: &[u8]) -> Result<(), String> {
         let is_its_own = (self.offered.len()..CONTENT_SOURCES_MAX).contains(&usize::from(number));
-        self.tables_bytes += part.len();
-        if !is_its_own || self.tables_bytes > self.tables_bytes_max {
+        self.tables_bytes = self.tables_bytes.saturating_add(part.len());
+        if !is_its_own || part.is_empty() || self.tables_bytes > self.tables_bytes_max {
             return Err("the target sends a table that it may not send".to_owned());
         }
         self.tables.entry(number).or_default().extend_from_slice(part);
@@ -76,5 +76,34 @@ impl Contents {
             catalog = catalog.with_earlier(number, earlier);
         }
         (catalog, names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_without_end_are_refused() {
+        let mut contents = Contents::offered(Vec::new(), 1 << 20);
+        let part = vec![7; 4096];
+        let taken = (0..1000).take_while(|_| contents.take(0, &part).is_ok()).count();
+        assert_eq!(taken, contents.tables_bytes_max / part.len());
+        assert!(taken > 0 && contents.take(0, &[1; 4096]).is_err());
+        let kept: usize = contents.tables.values().map(Vec::len).sum();
+        assert!(kept <= contents.tables_bytes_max);
+    }
+
+    #[test]
+    fn only_what_may_be_there_is_taken() {
+        let mut contents = Contents::offered(Vec::new(), 1 << 30);
+        assert!(contents.take(0, &[]).is_err(), "parts of nothing have no end");
+        assert!(contents.take(CONTENT_SOURCES_MAX as u16, &[1]).is_err());
+        assert!(contents.take(u16::MAX, &[1]).is_err());
+        assert!(contents.take(1, &[1]).is_ok());
+        // Once the stream is open, and in a migration for which nothing was offered.
+        assert!(Contents::default().take(0, &[1]).is_err());
+        let (catalog, names) = contents.catalog(&[u16::MAX, 1, 1]);
+        assert!(names.len() <= CONTENT_SOURCES_MAX && catalog.tallies().len() == names.len());
     }
 }

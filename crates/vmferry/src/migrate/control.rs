@@ -1,16 +1,22 @@
 //! The control lane: a thread that reads, a thread that writes and says `Heartbeat` when there is nothing else to say.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::{io, net::SocketAddr, thread};
 
 use tokio::sync::mpsc as inbox;
-use vmferry_core::limits::{CONTENT_TABLE_FRAME_BYTES_MAX, HEARTBEAT, PEER_SILENCE};
+use vmferry_core::limits::{CONTENT_TABLE_FRAME_BYTES_MAX, HEARTBEAT, PEER_SILENCE, UNHEARD_BYTES_MAX};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::Message;
-use vmferry_dataplane::connection::{Receiver, Sender};
+use vmferry_dataplane::connection::{Closer, Receiver, Sender};
 
-/// Messages that wait for the driver; a peer that sends faster than it is heard waits.
-const INBOX: usize = 64;
+/// Messages that wait for the driver; a peer that sends faster than it is heard waits. Few: each may be of a MiB, and take a
+/// multiple of that.
+const INBOX: usize = 8;
+
+/// What a message counts for at the least while it waits to be sent, bytes.
+const SAY_BYTES_MIN: usize = 256;
 
 /// What comes over the control lane.
 #[derive(Debug)]
@@ -25,10 +31,11 @@ pub(super) enum Heard {
     Lost(String),
 }
 
-enum Say {
-    Message(Message),
-    ReturnPath(Vec<u8>),
-    ContentTable(Vec<u8>),
+/// A frame to be sent, and what it counts for while it waits.
+struct Say {
+    kind: Kind,
+    payload: Vec<u8>,
+    charge: usize,
 }
 
 /// A control lane. Dropping it says what was still to be said, then closes it.
@@ -42,25 +49,50 @@ pub(super) struct Control {
 
 /// Says things on a control lane from anywhere.
 #[derive(Debug, Clone)]
-pub(super) struct Mouth(mpsc::Sender<Say>);
+pub(super) struct Mouth {
+    to_say: mpsc::Sender<Say>,
+    /// What waits to be sent counts for so many bytes.
+    waiting: Arc<AtomicUsize>,
+    closer: Arc<Closer>,
+}
 
 impl Mouth {
     /// Says it, if the peer can be reached; that it can't, [`Heard::Lost`] tells.
     pub(super) fn say(&self, message: Message) {
-        let _ = self.0.send(Say::Message(message));
+        match serde_json::to_vec(&message) {
+            Ok(payload) => self.send(Kind::Message, payload),
+            Err(error) => {
+                tracing::error!(%error, "a message can't be written");
+                self.closer.close();
+            }
+        }
     }
 
     /// Passes bytes of the return path on.
     pub(super) fn return_path(&self, bytes: Vec<u8>) {
-        let _ = self.0.send(Say::ReturnPath(bytes));
+        self.send(Kind::ReturnPath, bytes);
     }
 
-    /// Sends the table of a content source, packed, in as many frames as it takes.
+    /// Sends the table of a content source, packed, in as many frames as it takes. Once for each lane, so that it does not count.
     pub(super) fn content_table(&self, number: u16, packed: &[u8]) {
         for part in packed.chunks(CONTENT_TABLE_FRAME_BYTES_MAX - size_of::<u16>()) {
             let payload = [&number.to_be_bytes(), part].concat();
-            let _ = self.0.send(Say::ContentTable(payload));
+            let _ = self.to_say.send(Say {
+                kind: Kind::ContentTable,
+                payload,
+                charge: 0,
+            });
         }
+    }
+
+    /// A peer can make this side answer, and never read the answers: the lane is closed before they fill the memory.
+    fn send(&self, kind: Kind, payload: Vec<u8>) {
+        let charge = payload.len().max(SAY_BYTES_MIN);
+        if self.waiting.fetch_add(charge, Ordering::Relaxed) + charge > UNHEARD_BYTES_MAX {
+            return self.closer.close();
+        }
+        // Fails when the lane is gone.
+        let _ = self.to_say.send(Say { kind, payload, charge });
     }
 }
 
@@ -71,21 +103,22 @@ impl Control {
         let peer = sender.peer()?;
         let (to_driver, heard) = inbox::channel(INBOX);
         let (mouth, to_say) = mpsc::channel();
-        let lost = to_driver.clone();
+        let mouth = Mouth {
+            to_say: mouth,
+            waiting: Arc::default(),
+            closer: Arc::new(sender.closer()?),
+        };
+        let (lost, waiting) = (to_driver.clone(), mouth.waiting.clone());
         thread::Builder::new()
             .name("control-read".into())
             .spawn(move || listen(receiver, &to_driver))?;
         thread::Builder::new().name("control-write".into()).spawn(move || {
-            if let Err(error) = talk(sender, &to_say) {
+            if let Err(error) = talk(sender, &to_say, &waiting) {
                 // Full only if the reader has told of the loss already, or is about to.
                 let _ = lost.try_send(Heard::Lost(error));
             }
         })?;
-        Ok(Control {
-            heard,
-            mouth: Mouth(mouth),
-            peer,
-        })
+        Ok(Control { heard, mouth, peer })
     }
 
     /// A handle to speak with.
@@ -102,7 +135,7 @@ impl Control {
 fn listen(mut receiver: Receiver, to_driver: &inbox::Sender<Heard>) {
     loop {
         let heard = match receiver.receive() {
-            Ok((Kind::Message, payload)) => match serde_json::from_slice(payload) {
+            Ok((Kind::Message, payload)) => match Message::read(payload) {
                 Ok(Message::Heartbeat | Message::Unknown) => continue,
                 Ok(message) => Heard::Message(message),
                 Err(error) => Heard::Lost(format!("it sent a message that can't be read: {error}")),
@@ -122,11 +155,16 @@ fn listen(mut receiver: Receiver, to_driver: &inbox::Sender<Heard>) {
     }
 }
 
-fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>) -> Result<(), String> {
+fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>, waiting: &AtomicUsize) -> Result<(), String> {
+    let heartbeat = serde_json::to_vec(&Message::Heartbeat).map_err(|error| error.to_string())?;
     loop {
-        let say = match to_say.recv_timeout(HEARTBEAT) {
-            Ok(say) => say,
-            Err(RecvTimeoutError::Timeout) => Say::Message(Message::Heartbeat),
+        let sent = match to_say.recv_timeout(HEARTBEAT) {
+            Ok(say) => {
+                let sent = sender.send(say.kind, &say.payload);
+                waiting.fetch_sub(say.charge, Ordering::Relaxed);
+                sent
+            }
+            Err(RecvTimeoutError::Timeout) => sender.send(Kind::Message, &heartbeat),
             Err(RecvTimeoutError::Disconnected) => {
                 if let Ok(closer) = sender.closer() {
                     closer.close();
@@ -134,14 +172,77 @@ fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>) -> Result<(), String> 
                 return Ok(());
             }
         };
-        let sent = match say {
-            Say::ReturnPath(bytes) => sender.send(Kind::ReturnPath, &bytes),
-            Say::ContentTable(part) => sender.send(Kind::ContentTable, &part),
-            Say::Message(message) => {
-                let payload = serde_json::to_vec(&message).map_err(|error| error.to_string())?;
-                sender.send(Kind::Message, &payload)
-            }
-        };
         sent.map_err(|error| error.to_string())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use vmferry_core::wire::hello::{Hello, Lane, VERSIONS};
+    use vmferry_dataplane::connection;
+
+    /// A control lane, and the other end of its connection.
+    fn lane() -> (Control, (Sender, Receiver)) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let peer = thread::spawn(move || {
+            let hello = Hello {
+                versions: VERSIONS,
+                host: "a".to_owned(),
+                software: "test".to_owned(),
+                port: 1,
+                lane: Lane::Control,
+            };
+            connection::connect(address, &hello).unwrap()
+        });
+        let (sender, receiver, _) = connection::accept(listener.accept().unwrap().0, "b", "test").unwrap();
+        (Control::start(sender, receiver).unwrap(), peer.join().unwrap())
+    }
+
+    fn lost(control: &mut Control) -> String {
+        loop {
+            match control.heard.blocking_recv() {
+                Some(Heard::Lost(why)) => return why,
+                Some(_) => {}
+                None => panic!("it ended without a word"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_that_reads_no_answers_is_let_go() {
+        let (mut control, _peer) = lane();
+        let mut said = 0;
+        let answer = Message::Refused {
+            reasons: vec!["no ".repeat(10_000)],
+        };
+        // What the sockets between them take is far less than two thousand of these.
+        while control.heard.is_empty() && control.mouth().waiting.load(Ordering::Relaxed) <= UNHEARD_BYTES_MAX {
+            control.mouth().say(answer.clone());
+            said += 1;
+            assert!(said < 2000, "answers wait without end");
+        }
+        lost(&mut control);
+    }
+
+    #[test]
+    fn what_is_no_message_ends_the_lane() {
+        let values = format!(r#"{{"message":"disks","disks":[{}0]}}"#, "0,".repeat(100_000));
+        let nested = format!(r#"{{"message":"disks","disks":{}"#, "[".repeat(1000));
+        for (kind, payload, with) in [
+            (Kind::Message, &b""[..], "can't be read"),
+            (Kind::Message, values.as_bytes(), "JSON values"),
+            (Kind::Message, nested.as_bytes(), "recursion"),
+            (Kind::ContentTable, &[0], "content table"),
+            (Kind::Data, &[0; 64], "a Data frame on the control lane"),
+            (Kind::Hello, &[], "a Hello frame on the control lane"),
+        ] {
+            let (mut control, (mut liar, _)) = lane();
+            liar.send(kind, payload).unwrap();
+            let why = lost(&mut control);
+            assert!(why.contains(with), "{kind:?}: {why}");
+        }
     }
 }

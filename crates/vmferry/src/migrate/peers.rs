@@ -6,12 +6,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::{
-    Receiver as Inbox, Sender as Outbox, UnboundedReceiver, UnboundedSender, channel, unbounded_channel,
-};
-use tokio::sync::watch;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Receiver as Inbox, Sender as Outbox, channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use vmferry_core::handover;
-use vmferry_core::limits::{LANES_MAX, PEER_SILENCE};
+use vmferry_core::limits::{INCOMING_MAX, LANES_MAX, PEER_SILENCE, UNCLAIMED_LANES_MAX};
 use vmferry_core::wire::hello::{Lane, MigrationId};
 use vmferry_core::wire::message::{Message, Verdict};
 use vmferry_dataplane::connection::{self, Receiver, Sender};
@@ -25,6 +24,9 @@ use crate::host::Reservations;
 /// Connections whose hello has not come; more are turned away until some have greeted or given up.
 const GREETING_MAX: usize = 64;
 
+/// Control lanes that wait for a handover to go on with. A source has one at a time.
+const ATTACHED_MAX: usize = 4;
+
 /// A data lane whose hellos are exchanged.
 #[derive(Debug)]
 pub(super) struct DataLane {
@@ -37,15 +39,29 @@ pub(super) struct DataLane {
 }
 
 /// What an agent's connections need to find of what is under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Peers {
     /// Where the data lanes of a migration to this host go.
     lanes: Mutex<BTreeMap<MigrationId, Outbox<DataLane>>>,
     /// The handovers away from here: what a target that asks is answered.
     sources: Mutex<BTreeMap<MigrationId, watch::Receiver<Verdict>>>,
     /// The handovers to this host: where a control lane goes on which a source goes on with one.
-    targets: Mutex<BTreeMap<MigrationId, UnboundedSender<(Control, Message)>>>,
+    targets: Mutex<BTreeMap<MigrationId, Outbox<(Control, Message)>>>,
     reservations: Mutex<Reservations>,
+    /// For control lanes on which a migration is yet to begin or to go on.
+    unclaimed: Arc<Semaphore>,
+}
+
+impl Default for Peers {
+    fn default() -> Peers {
+        Peers {
+            lanes: Mutex::default(),
+            sources: Mutex::default(),
+            targets: Mutex::default(),
+            reservations: Mutex::default(),
+            unclaimed: Arc::new(Semaphore::new(UNCLAIMED_LANES_MAX)),
+        }
+    }
 }
 
 impl Peers {
@@ -64,24 +80,29 @@ impl Peers {
     }
 
     /// Enters a handover to this host, for as long as the returned receiver lives.
-    pub(super) fn enter_target(&self, migration: MigrationId) -> UnboundedReceiver<(Control, Message)> {
-        let (sender, receiver) = unbounded_channel();
+    pub(super) fn enter_target(&self, migration: MigrationId) -> Inbox<(Control, Message)> {
+        let (sender, receiver) = channel(ATTACHED_MAX);
         let mut targets = lock(&self.targets);
         targets.retain(|_, sender| !sender.is_closed());
         targets.insert(migration, sender);
         receiver
     }
 
-    /// Expects data lanes; `None` if they are expected already.
-    fn expect_lanes(&self, migration: MigrationId) -> Option<Inbox<DataLane>> {
+    /// Expects data lanes; says why not, if they are expected already or too many are.
+    fn expect_lanes(&self, migration: MigrationId) -> Result<Inbox<DataLane>, String> {
         let (outbox, inbox) = channel(LANES_MAX);
         let mut lanes = lock(&self.lanes);
         lanes.retain(|_, outbox| !outbox.is_closed());
         if lanes.contains_key(&migration) {
-            return None;
+            return Err("this migration is under way here already".to_owned());
+        }
+        if lanes.len() >= INCOMING_MAX {
+            return Err(format!(
+                "{INCOMING_MAX} migrations are under way to this host: try again later"
+            ));
         }
         lanes.insert(migration, outbox);
-        Some(inbox)
+        Ok(inbox)
     }
 
     fn deliver_lane(&self, migration: MigrationId, lane: DataLane) -> Result<(), &'static str> {
@@ -103,7 +124,10 @@ impl Peers {
     /// Gives a control lane to the handover under way that it is about; gives it back if there is none.
     fn attach(&self, migration: MigrationId, control: Control, message: Message) -> Option<(Control, Message)> {
         match lock(&self.targets).get(&migration) {
-            Some(target) => target.send((control, message)).err().map(|unsent| unsent.0),
+            Some(target) => match target.try_send((control, message)) {
+                Ok(()) => None,
+                Err(TrySendError::Full(unsent) | TrySendError::Closed(unsent)) => Some(unsent),
+            },
             None => Some((control, message)),
         }
     }
@@ -115,7 +139,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Serves the port until the agent ends.
 pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
-    let greeting = Arc::new(tokio::sync::Semaphore::new(GREETING_MAX));
+    let greeting = Arc::new(Semaphore::new(GREETING_MAX));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -171,14 +195,20 @@ async fn greeted_by(
             }
         }
         Lane::Control => match Control::start(sender, receiver) {
-            Ok(control) => first_message(agent, control, SocketAddr::new(from.ip(), hello.port)).await,
+            Ok(control) => {
+                let peer = SocketAddr::new(from.ip(), hello.port);
+                match agent.peers.unclaimed.clone().try_acquire_owned() {
+                    Ok(unclaimed) => first_message(agent, control, peer, unclaimed).await,
+                    Err(_) => tracing::warn!(%from, "turned away: too many control lanes that no migration claims"),
+                }
+            }
             Err(error) => tracing::warn!(%from, %error, "a control lane"),
         },
     }
 }
 
 /// Serves a control lane until it asks for a VM to be taken in, which it then belongs to, or ends.
-async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr) {
+async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr, unclaimed: OwnedSemaphorePermit) {
     loop {
         let heard = tokio::time::timeout(PEER_SILENCE, control.heard.recv()).await;
         let Ok(Some(Heard::Message(message))) = heard else {
@@ -190,10 +220,14 @@ async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr
                 transfer,
                 offer,
             } => {
-                let Some(lanes) = agent.peers.expect_lanes(handover.migration) else {
-                    let reasons = vec!["this migration is under way here already".to_owned()];
-                    return control.mouth().say(Message::Refused { reasons });
+                let lanes = match agent.peers.expect_lanes(handover.migration) {
+                    Ok(lanes) => lanes,
+                    Err(reason) => {
+                        let reasons = vec![reason];
+                        return control.mouth().say(Message::Refused { reasons });
+                    }
                 };
+                drop(unclaimed);
                 return target::take_in(agent, control, peer.to_string(), (handover, transfer, offer), lanes).await;
             }
             Message::Commit { handover } => {
@@ -213,7 +247,7 @@ async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr
                     answer_from_journal(&agent, &control, migration, &Message::Inquire { handover });
                 }
             },
-            other => tracing::info!(?other, "a message that nothing here is about"),
+            _ => return tracing::info!(%peer, "a control lane is closed: its message is about nothing here"),
         }
     }
 }
@@ -233,5 +267,23 @@ pub(super) async fn ask(agent: &Agent, address: &str, message: Message) -> Resul
         Ok(Some(Heard::Lost(why))) => Err(why),
         Ok(_) => Err("it does not answer".to_owned()),
         Err(_) => Err(format!("no answer within {PEER_SILENCE:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_migrations_are_expected_than_a_host_can_take() {
+        let peers = Peers::default();
+        let expect = |number| peers.expect_lanes(MigrationId(number));
+        let mut expected: Vec<_> = (0..INCOMING_MAX as u128)
+            .map(|number| expect(number).unwrap())
+            .collect();
+        assert!(expect(0).unwrap_err().contains("already"));
+        assert!(expect(1 << 100).unwrap_err().contains("try again later"));
+        expected.pop();
+        assert!(expect(1 << 100).is_ok(), "one is over");
     }
 }

@@ -30,6 +30,9 @@ const CONTENTS_LIMIT: Duration = Duration::from_secs(5);
 /// How long the source may take to describe its disks once more: as long as a disk's server may take to answer it.
 const DISKS_LIMIT: Duration = Duration::from_secs(30);
 
+/// What a guest's memory blocks may have beside its memory, bytes: ROMs, video memory, and what devices yet to come may bring.
+const DEVICE_MEMORY_BYTES_MAX: u64 = 16 << 30;
+
 /// Takes in the VM that a peer offers on a control lane. `lanes` gives the migration's data lanes as they connect.
 pub(super) async fn take_in(
     agent: Arc<Agent>,
@@ -86,7 +89,7 @@ struct Driver {
     control: Option<Control>,
     queue: VecDeque<TargetEvent>,
     /// Control lanes on which the source goes on after this one was lost.
-    attached: UnboundedReceiver<(Control, Message)>,
+    attached: Inbox<(Control, Message)>,
     /// What the source's agent answers an inquiry, from a task of its own.
     answers: (UnboundedSender<Message>, UnboundedReceiver<Message>),
     stream_events: (UnboundedSender<StreamEvent>, UnboundedReceiver<StreamEvent>),
@@ -179,7 +182,11 @@ impl Driver {
                 None
             }
             Some(Heard::Message(message)) => Some(TargetEvent::Peer(message)),
-            Some(Heard::ReturnPath(_) | Heard::ContentTable(..)) => None,
+            Some(Heard::ReturnPath(_) | Heard::ContentTable(..)) => {
+                self.control = None;
+                let why = "the source's agent sent a frame that only a target sends";
+                Some(TargetEvent::PeerLost(why.to_owned()))
+            }
             Some(Heard::Lost(why)) => {
                 self.control = None;
                 Some(TargetEvent::PeerLost(format!("lost the source's agent: {why}")))
@@ -226,7 +233,8 @@ impl Driver {
 
     fn on_lane(&mut self, lane: DataLane) -> Option<TargetEvent> {
         let incoming = self.incoming.as_mut()?;
-        if lane.index >= incoming.wanted || incoming.connected.contains_key(&lane.index) {
+        let is_wanted = lane.index < incoming.wanted && self.stream.is_none();
+        if !is_wanted || incoming.connected.contains_key(&lane.index) {
             return Some(TargetEvent::LoadFailed(format!(
                 "the source connected lane {} unasked",
                 lane.index
@@ -251,6 +259,12 @@ impl Driver {
             coders: incoming.transfer.coders.clone(),
             key: FingerprintKey::new(incoming.transfer.fingerprint_key),
             qemu: vm.folder.migration(),
+            guest_bytes_max: admission
+                .definition
+                .memory
+                .size
+                .0
+                .saturating_add(DEVICE_MEMORY_BYTES_MAX),
             content: reader(std::mem::take(&mut self.contents)),
         };
         let to_driver = self.stream_events.0.clone();

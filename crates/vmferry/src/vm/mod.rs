@@ -7,7 +7,7 @@
 //! | [`folder`] | where a VM's files are on this host |
 //! | [`process`] | a QEMU process that is never mistaken for another one |
 //! | [`network`] | putting a tap on a bridge |
-//! | [`launch`] | starting a QEMU that outlives the agent, finding it again, ending it |
+//! | [`mod@launch`] | starting a QEMU that outlives the agent, finding it again, ending it |
 
 pub mod command_line;
 pub mod definition;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -35,6 +36,8 @@ pub(crate) struct Host {
     folder: TempDir,
     arguments: &'static [&'static str],
     agent: Option<Child>,
+    /// Where other agents reach it.
+    pub(crate) peers: SocketAddr,
 }
 
 /// How a command ended and what it said.
@@ -55,6 +58,7 @@ impl Host {
             folder: TempDir::new().unwrap(),
             arguments,
             agent: None,
+            peers: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         host.start_agent().await;
         host
@@ -95,10 +99,9 @@ impl Host {
         let mut stdout = BufReader::new(agent.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).await.unwrap();
-        assert!(
-            line.starts_with("vmferry agent host-a listening on 127.0.0.1:"),
-            "{line:?}"
-        );
+        let words = line.strip_prefix("vmferry agent host-a listening on ");
+        let address = words.and_then(|words| words.split([' ', ',', '\n']).next());
+        self.peers = address.and_then(|address| address.parse().ok()).expect(&line);
         self.agent = Some(agent);
     }
 

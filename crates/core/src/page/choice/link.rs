@@ -30,8 +30,9 @@ impl Link {
 
     /// So many bytes arrived in that time, in which the link was busy.
     pub fn carried(&mut self, bytes: u64, time: Duration) {
-        self.bytes += bytes;
-        self.time += time;
+        // What the target says it saw is any number.
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.time = self.time.saturating_add(time);
         if self.bytes >= BYTES_MIN {
             self.ns_per_byte.add(self.time.as_nanos() as f64 / self.bytes as f64);
             (self.bytes, self.time) = (0, Duration::ZERO);
@@ -53,6 +54,19 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_number_may_have_been_seen() {
+        let mut link = Link::new(None);
+        for (bytes, time) in [
+            (1, Duration::ZERO),
+            (u64::MAX, Duration::MAX),
+            (u64::MAX, Duration::MAX),
+        ] {
+            link.carried(bytes, time);
+            assert!(!link.bytes_per_s().is_nan());
+        }
+    }
 
     const MS: Duration = Duration::from_millis(1);
 

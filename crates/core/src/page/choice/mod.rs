@@ -6,7 +6,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`predict`] | what a stream byte takes with a coder, stage by stage |
+//! | [`mod@predict`] | what a stream byte takes with a coder, stage by stage |
 //! | [`kind`] | what a batch has to send, as far as a cheap look tells |
 //! | [`costs`] | what each coder costs and saves by kind of page: as recorded, then as measured |
 //! | [`link`] | what the link carries, as the target sees it |

@@ -22,6 +22,8 @@ use std::sync::{Arc, LazyLock};
 pub(super) struct Layout {
     /// The stream's bytes, with holes for what is not here yet.
     pub(super) stream: Vec<u8>,
+    /// The buffer that was given, if it was too large for these.
+    pub(super) spare: Vec<u8>,
     /// Room for the differences.
     pub(super) deltas: Vec<u8>,
     /// Where the LZ section's bytes belong, in order.
@@ -63,6 +65,9 @@ pub(super) enum Plain {
     Delta(usize),
 }
 
+/// How many times as large as its bytes a batch's buffer may be.
+const CAPACITY_PART_MAX: usize = 4;
+
 /// A buffer that is written from front to back, some parts of it later. What it held before is not cleared, so every part
 /// that is left out has to be filled before anybody reads it.
 struct Canvas {
@@ -91,11 +96,22 @@ impl Canvas {
         start..self.end
     }
 
-    fn into_bytes(mut self) -> Vec<u8> {
+    /// What was written, and the buffer it was written on if that is much larger. A batch counts for its bytes wherever it waits
+    /// or is kept, so it must not hold on to the memory of a whole one.
+    fn into_bytes(mut self) -> (Vec<u8>, Vec<u8>) {
+        if self.bytes.capacity() > self.end.saturating_mul(CAPACITY_PART_MAX) {
+            return (self.bytes[..self.end].to_vec(), self.bytes);
+        }
         self.bytes.truncate(self.end);
-        self.bytes
+        (self.bytes, Vec::new())
     }
 }
+
+/// Bytes of the stream that every record takes: its word, and one more.
+const RECORD_BYTES_MIN: usize = 9;
+
+/// Lines of a page: more can't have changed, and where none has there is no difference.
+const LINES_MAX: u8 = delta::LINES as u8;
 
 /// What `record_header` is given for a record without a name, which it then leaves out.
 static NO_NAME: LazyLock<BlockName> = LazyLock::new(|| BlockName::new(b"-").expect("one byte of ASCII is a name"));
@@ -176,8 +192,18 @@ impl<'a> Build<'a> {
         if self.plain_left > 0 || !self.raw.is_empty() {
             return Err(DecodeError::Malformed("content that no operation uses"));
         }
+        // It would wait, be kept and be acknowledged like any other, at no cost to its sender.
+        if self.stream.end == 0 {
+            return Err(DecodeError::Malformed("a batch of nothing"));
+        }
+        // These wait with the batch; they grew by doubling.
+        self.ops.shrink_to_fit();
+        self.pages.shrink_to_fit();
+        self.deltas.shrink_to_fit();
+        let (stream, spare) = self.stream.into_bytes();
         Ok(Layout {
-            stream: self.stream.into_bytes(),
+            stream,
+            spare,
             deltas: self.deltas,
             plain: self.plain,
             ops: self.ops,
@@ -247,6 +273,10 @@ impl<'a> Build<'a> {
         }
         let PageAt { block, offset, .. } = self.address(from, flags, 1)?.at;
         let range = self.verbatim(from)?;
+        // An operation takes more memory than a few bytes of the stream.
+        if range.len() < RECORD_BYTES_MIN {
+            return Err(DecodeError::Malformed("foreign record"));
+        }
         self.ops.push(Op::Foreign { block, offset, range });
         Ok(())
     }
@@ -274,7 +304,8 @@ impl<'a> Build<'a> {
 
     /// Room for the LZ section's next bytes among the differences, of as many lines as are said; `None` if it has fewer left.
     fn delta(&mut self, each: &mut Reader<'_>) -> Option<Range<usize>> {
-        let length = delta::bytes(each.u8()?, self.page_bytes);
+        let lines = each.u8().filter(|lines| (1..=LINES_MAX).contains(lines))?;
+        let length = delta::bytes(lines, self.page_bytes);
         self.plain_left = self.plain_left.checked_sub(length)?;
         self.plain.push(Plain::Delta(length));
         let start = self.deltas.len();
@@ -298,8 +329,8 @@ impl<'a> Build<'a> {
             .varint()
             .filter(|pages| *pages > 0)
             .ok_or(DecodeError::Malformed("empty run"))?;
-        // Every record takes at least 9 bytes of stream, which bounds the count before anything is done for it.
-        if pages > (BATCH_PLAIN_BYTES_MAX / 9) as u64 {
+        // That bounds the count before anything is done for it.
+        if pages > (BATCH_PLAIN_BYTES_MAX / RECORD_BYTES_MIN) as u64 {
             return Err(DecodeError::TooLarge);
         }
         self.end_at(&at, pages)?;

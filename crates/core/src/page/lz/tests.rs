@@ -173,6 +173,18 @@ fn dictionaries_last_longer_than_a_batch() {
 }
 
 #[test]
+fn a_section_that_stands_for_far_more_than_it_says_is_refused_by_every_coder() {
+    let zeros = vec![0; 32 << 20];
+    for codec in [Codec::Raw, Codec::Lz78, Codec::Lz4, Codec::Zstd] {
+        let mut bomb = Vec::new();
+        settings(codec).encoder().unwrap().encode(&[&zeros], &mut bomb).unwrap();
+        assert!(codec == Codec::Raw || bomb.len() < 1 << 18, "{codec:?}: {}", bomb.len());
+        let mut decoder = settings(codec).decoder().unwrap();
+        assert!(decoded(decoder.as_mut(), &bomb, 4096, 512).is_err(), "{codec:?}");
+    }
+}
+
+#[test]
 fn zstd_refuses_a_window_larger_than_agreed() {
     let large = CodecSettings {
         window_log: 27,
