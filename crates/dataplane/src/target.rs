@@ -2,9 +2,11 @@
 //! the rest.
 
 mod lane;
+mod reads;
 mod writer;
 
 use self::lane::{Lane, Next, Whole};
+use self::reads::{Costs, Reads, Spawn};
 use self::writer::Writer;
 use crate::arrivals::Arrivals;
 use crate::coding::DecodeMeter;
@@ -39,8 +41,11 @@ pub struct Settings {
     /// The socket on which QEMU waits for its stream. Connected to when the first bytes are there: a QEMU that looks for a
     /// channel's first bytes stands still until they come.
     pub qemu: PathBuf,
-    /// Reads known content: blocks of the content source of that number, from that block on; `false` if it can't.
+    /// Reads known content: blocks of the content source of that number, from that block on; `false` if it can't. One that
+    /// takes longer to read than its pages to be sent is not waited for, and not read any more.
     pub content: Arc<ReadContent>,
+    /// The most that the source sends on all lanes together, bytes per second, if it keeps to a limit.
+    pub bandwidth: Option<u64>,
 }
 
 /// Reads known content, from several threads at once.
@@ -75,8 +80,9 @@ struct Ordered {
 struct Shared {
     settings: Settings,
     lanes: Vec<Closer>,
-    /// How fast they carry, where the source has a choice to make by it.
-    arrivals: Option<Arc<Arrivals>>,
+    /// How fast they carry.
+    arrivals: Arc<Arrivals>,
+    costs: Arc<Costs>,
     ordered: Mutex<Ordered>,
     qemu: Mutex<Option<UnixStream>>,
     closed: AtomicBool,
@@ -108,7 +114,10 @@ impl Target {
         settings: Settings,
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> io::Result<Target> {
+        let arrivals = Arc::new(Arrivals::new());
         let shared = Arc::new(Shared {
+            costs: Arc::new(Costs::new(lanes.len() as u32, settings.bandwidth, arrivals.clone())),
+            arrivals,
             lanes: lanes
                 .iter()
                 .map(|(sender, _)| sender.closer())
@@ -118,7 +127,6 @@ impl Target {
                 memory: memory.map(Arc::new),
                 placement: None,
             }),
-            arrivals: settings.coders.is_choice().then(|| Arc::new(Arrivals::new())),
             settings,
             qemu: Mutex::new(None),
             closed: AtomicBool::new(false),
@@ -129,9 +137,7 @@ impl Target {
         let (returned, buffers) = bounded(4 * lanes.len());
         let mut senders = Vec::new();
         for (index, (sender, mut receiver)) in lanes.into_iter().enumerate() {
-            if let Some(arrivals) = &shared.arrivals {
-                receiver.count_arrivals(arrivals.clone());
-            }
+            receiver.count_arrivals(shared.arrivals.clone());
             let sender = Arc::new(Mutex::new(sender));
             senders.push(sender.clone());
             let (arrived, buffers) = (arrived.clone(), buffers.clone());
@@ -183,6 +189,11 @@ impl Target {
         }
     }
 
+    /// The source's guest stands still: known content is waited for no longer than asking for the pages takes.
+    pub fn guest_stopped(&self) {
+        self.shared.costs.guest_stopped();
+    }
+
     /// Closes every lane. A QEMU that has not loaded everything waits for more, and its memory can be read.
     pub fn stop(&self) {
         self.shared.stop();
@@ -219,7 +230,7 @@ impl Shared {
     /// Runs a part of this on a thread of its own.
     fn spawn(self: &Arc<Self>, name: String, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
         let (for_run, for_panic) = (self.clone(), self.clone());
-        let why = format!("the thread {name} panicked, which is a defect in vmferry: see the agent's log");
+        let why = panicked(&name);
         threads::spawn(name, move || run(&for_run), move || for_panic.fail(why))
     }
 
@@ -233,7 +244,7 @@ impl Shared {
     }
 
     fn run_lane(
-        &self,
+        self: &Arc<Self>,
         index: usize,
         mut receiver: Receiver,
         sender: &Mutex<Sender>,
@@ -241,14 +252,15 @@ impl Shared {
         buffers: Inbox<Vec<u8>>,
     ) -> Result<(), String> {
         let mut lane = Lane::new(Decoder::new(self.settings.key.clone(), self.settings.coders.clone()));
+        let mut reads = Reads::new(self.settings.content.clone(), self.costs.clone(), self.reader(index));
         loop {
             if let Ok(buffer) = buffers.try_recv() {
                 lane.decoder.recycle(buffer);
             }
             let (kind, payload) = receiver.receive().map_err(|error| error.to_string())?;
-            let meter = self.arrivals.as_ref().map(|_| DecodeMeter::came());
+            let meter = self.settings.coders.is_choice().then(DecodeMeter::came);
             let heard = match kind {
-                Kind::Data => lane.data(payload, &*self.settings.content, meter)?,
+                Kind::Data => lane.data(payload, &mut reads, meter)?,
                 Kind::Supply => Next::Complete(lane.supply(payload)?),
                 kind => return Err(format!("a {kind:?} frame instead of data")),
             };
@@ -264,6 +276,22 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Starts threads that read for a lane. One may be stuck in its read for as long as it pleases the kernel, so it keeps
+    /// nothing of this.
+    fn reader(self: &Arc<Self>, lane: usize) -> Spawn {
+        let shared = Arc::downgrade(self);
+        Box::new(move |run| {
+            let name = format!("content-{lane}");
+            let (shared, why) = (shared.clone(), panicked(&name));
+            let panicked = move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.fail(why);
+                }
+            };
+            threads::spawn(name, run, panicked).map_err(|error| format!("can't start a thread: {error}"))
+        })
     }
 
     fn connect(self: &Arc<Self>) -> Result<UnixStream, String> {
@@ -328,4 +356,9 @@ impl Shared {
             filled -= parsed;
         }
     }
+}
+
+/// Why a session ends of which the thread of that name panicked.
+fn panicked(name: &str) -> String {
+    format!("the thread {name} panicked, which is a defect in vmferry: see the agent's log")
 }

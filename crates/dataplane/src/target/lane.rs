@@ -1,7 +1,7 @@
 //! What the target does with a lane's frames until a batch is whole: decode it, find the known content that it refers to,
 //! and ask for what is not there.
 
-use super::ReadContent;
+use super::reads::Reads;
 use crate::coding::{DecodeMeter, Spent};
 use std::collections::HashMap;
 use vmferry_core::limits::{BATCH_PLAIN_BYTES_MAX, LANE_CREDIT_BYTES_MAX};
@@ -50,7 +50,7 @@ impl Lane {
     pub(crate) fn data(
         &mut self,
         payload: &[u8],
-        content: &ReadContent,
+        reads: &mut Reads,
         meter: Option<DecodeMeter>,
     ) -> Result<Next, String> {
         let decoded = self.decoder.decode(payload).map_err(|error| error.to_string())?;
@@ -59,8 +59,7 @@ impl Lane {
             wire_bytes: (HEADER_BYTES + payload.len()) as u64,
             spent: meter.map(DecodeMeter::decoded).unwrap_or_default(),
         };
-        let read = &mut |source: u16, block: u64, into: &mut [u8]| content(source, block, into);
-        let pages = self.decoder.find(&mut whole.decoded, read);
+        let pages = reads.find(&self.decoder, &mut whole.decoded)?;
         if pages.is_empty() {
             return Ok(Next::Complete(whole));
         }

@@ -62,7 +62,7 @@ impl Writer {
         // but a source that cuts such batches is idle and has nothing ahead.
         let window = lanes.len() as u64 * LANE_CREDIT_BYTES_MAX;
         Self {
-            bill: shared.arrivals.clone().map(Bill::new),
+            bill: (shared.settings.coders.is_choice()).then(|| Bill::new(shared.arrivals.clone())),
             shared,
             acks: vec![Ack::default(); lanes.len()],
             lanes,
@@ -147,6 +147,7 @@ impl Writer {
             let ack = &mut self.acks[done.lane];
             ack.stream_bytes += done.stream_bytes;
             ack.wire_bytes += done.wire_bytes;
+            ack.refused = self.shared.costs.refused();
             if let Some(bill) = &mut self.bill {
                 bill.add(done.spent, ack);
             }

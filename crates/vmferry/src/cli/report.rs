@@ -88,9 +88,13 @@ fn facts(report: &Report) -> String {
         .map(|why| format!("pages went through the target's QEMU: {why}"));
     facts.extend(placed.into_iter().chain(not_placed).map(|fact| ("placed", fact)));
     for content in &report.contents {
-        let missed = match content.pages_missed {
-            0 => String::new(),
-            missed => format!(", {} of them no longer", count(missed)),
+        let missed = match (content.pages_missed, content.is_slow) {
+            (0, false) => String::new(),
+            (missed, false) => format!(", {} of them no longer", count(missed)),
+            (missed, true) => {
+                let slow = "left alone, for the target read it more slowly than pages cross";
+                format!(", {} of them asked for; {slow}", count(missed))
+            }
         };
         let pages = count(content.pages);
         facts.push(("content", format!("{pages} pages stand in {}{missed}", content.source)));
@@ -280,6 +284,7 @@ mod tests {
                 source: "/srv/web.qcow2".to_owned(),
                 pages: 30_000,
                 pages_missed: 12,
+                is_slow: false,
             }],
             verification: Some(Verification {
                 bytes_compared: 1 << 30,

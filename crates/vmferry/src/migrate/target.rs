@@ -176,6 +176,9 @@ impl Driver {
         match heard {
             Some(Heard::Message(Message::Stopped)) => {
                 self.stopped_at = Some(Instant::now());
+                if let Some(stream) = &self.stream {
+                    stream.guest_stopped();
+                }
                 None
             }
             Some(Heard::Message(message)) => Some(TargetEvent::Peer(message)),
@@ -252,6 +255,7 @@ impl Driver {
             key: FingerprintKey::new(incoming.transfer.fingerprint_key),
             qemu: vm.folder.migration(),
             content: reader(std::mem::take(&mut self.contents)),
+            bandwidth: incoming.transfer.bandwidth,
         };
         let to_driver = self.stream_events.0.clone();
         // The driver's receiver lives as long as the stream.
