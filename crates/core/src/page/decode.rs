@@ -24,6 +24,8 @@ use std::ops::Range;
 
 /// Blocks that are read without need to save another read: a disk takes about as long to find a block as to read so many.
 const GAP_BLOCKS_MAX: u64 = 16;
+/// Blocks that are read at once: all pages of a batch in one piece, and as much for gaps.
+const SPAN_BLOCKS_MAX: u64 = 2 * (BATCH_PLAIN_BYTES_MAX / BLOCK_BYTES) as u64;
 
 /// Decodes one lane's payloads, in their order.
 pub struct Decoder {
@@ -89,8 +91,14 @@ impl Decoded {
         };
         let mut all: Vec<Wanted> = (0..).zip(&self.pages).filter_map(wanted).collect();
         all.sort_unstable();
-        let span = |wanted: &[Wanted]| Span { wanted: wanted.into() };
-        all.chunk_by(|one, next| one.is_near(next)).map(span).collect()
+        let mut spans: Vec<Span> = Vec::new();
+        for wanted in all {
+            match spans.last_mut() {
+                Some(span) if span.takes_in(&wanted) => span.wanted.push(wanted),
+                _ => spans.push(Span { wanted: vec![wanted] }),
+            }
+        }
+        spans
     }
 
     /// What its pages and other records were, and took, that crossed themselves.
@@ -255,7 +263,7 @@ impl Decoder {
 #[derive(Clone, Debug)]
 pub struct Span {
     /// Never empty, in order.
-    wanted: Box<[Wanted]>,
+    wanted: Vec<Wanted>,
 }
 
 impl Span {
@@ -269,9 +277,17 @@ impl Span {
         self.wanted[0].block
     }
 
-    /// How many there are, those between included: bounded by the pages of a batch, each with a gap.
+    /// How many there are, those between included: no more than a batch has pages, twice.
     pub fn blocks(&self) -> usize {
         (self.wanted[self.wanted.len() - 1].block - self.first()) as usize + 1
+    }
+
+    /// Whether reading that block as well, with what lies between, takes less time than reading it afterwards.
+    fn takes_in(&self, next: &Wanted) -> bool {
+        let last = self.wanted[self.wanted.len() - 1].block;
+        self.source() == next.source
+            && next.block - last <= GAP_BLOCKS_MAX
+            && next.block - self.first() < SPAN_BLOCKS_MAX
     }
 
     /// The pages that refer to it, by their number in the batch.
@@ -287,13 +303,6 @@ struct Wanted {
     block: u64,
     /// The page's number in the batch.
     page: u16,
-}
-
-impl Wanted {
-    /// Whether reading both at once, with what lies between, takes less time than one after the other.
-    fn is_near(&self, next: &Self) -> bool {
-        self.source == next.source && next.block - self.block <= GAP_BLOCKS_MAX
-    }
 }
 
 /// The fixed part in front.

@@ -174,3 +174,27 @@ fn a_block_that_has_the_hash_of_a_page_and_not_its_content_is_never_taken_for_it
         assert!(done.stream() == batch.stream(), "the stream was changed on its way");
     }
 }
+
+#[test]
+fn what_lies_close_together_is_read_at_once_up_to_a_bound() {
+    let blocks: Vec<usize> = (0..20).map(|number| number * 16).chain([400]).collect();
+    let content = |number: usize| Content::Random(number as u8);
+    let mut hashes = vec![0; 401];
+    for (number, block) in blocks.iter().enumerate() {
+        hashes[*block] = block_hash(&content(number).bytes());
+    }
+    let records: Vec<_> = (0..blocks.len())
+        .map(|number| page(number as u64, content(number)))
+        .collect();
+    let batch = batches(&stream(&records), &[1 << 20], 1 << 20).remove(0);
+    let mut source = Source::new(Reach::All, 0, only(Codec::Zstd), 1);
+    source.catalog = Catalog::new(vec![BlockTable::new(&hashes).into()]);
+    let payload = source.payload(&batch);
+    let decoded = Decoder::new(key(), only(Codec::Zstd)).decode(&payload).unwrap();
+    let spans: Vec<_> = decoded
+        .spans()
+        .iter()
+        .map(|span| (span.first(), span.blocks(), span.pages().len()))
+        .collect();
+    assert_eq!(spans, [(0, 273, 18), (288, 17, 2), (400, 1, 1)]);
+}

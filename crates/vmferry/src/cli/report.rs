@@ -402,6 +402,16 @@ migration   000000000000000000000000000000a5
     }
 
     #[test]
+    fn content_that_was_slow_to_read_is_named() {
+        let mut report = completed();
+        report.contents[0].is_slow = true;
+        let text = render(&report, false);
+        let line = "\ncontent     30,000 pages stand in /srv/web.qcow2, 12 of them asked for; left alone, for the target read it \
+                    more slowly than pages cross\n";
+        assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
     fn unequal_memory_and_a_lost_stream_stand_out() {
         let report = Report {
             outcome: Outcome::RolledBack,
