@@ -263,6 +263,39 @@ fn pages_are_found_in_backing_files_exports_and_images() -> Result<()> {
 }
 
 #[test]
+fn an_export_that_is_slow_to_read_is_left_alone() -> Result<()> {
+    const PAGES: usize = 4 * 1024;
+    let lab = Lab::new()?;
+    let exported = disk_of(lab.folder(), "exported", &text("an export", PAGES))?;
+    let export = NbdExport::start(&lab, &exported, "raw", 10809)?;
+    let source = export.uri();
+    let source = source.trim_end_matches('/');
+    let scenario = Scenario::set_up_with(&lab, &NOTHING_KEPT, &NOTHING_KEPT)?;
+    let spec = small_guest(0, vec![read_only(export.uri(), "raw", "/exported")])?;
+    let mut guest = scenario.run(Host::A, "web", &spec)?;
+    let read = guest.ask_number("readall /exported", "bytes")?;
+    assert_eq!(read, (PAGES * PAGE_BYTES) as u64);
+    await_indexes(&scenario.a)?;
+
+    // To read all of it would take more than half a minute, to be sent it takes a moment: text, over a link without a limit.
+    lab.set_rate(Host::Storage, Some(4))?;
+    let report = scenario.moves("web", Host::A, Host::B, &[])?;
+    lab.set_rate(Host::Storage, None)?;
+    scenario.settles(&[], &["web"])?;
+    let (pages, _) = referred(&report, source);
+    let in_guest = (PAGES - PAGES / 50) as u64;
+    assert!(pages > 0 && pages < in_guest, "{report:#}");
+    // What it boots from is on the hosts.
+    for content in report["contents"].as_array().into_iter().flatten() {
+        let is_export = content["source"] == source || content["source"] == *export.uri();
+        assert_eq!(content["is_slow"], is_export, "{report:#}");
+    }
+    ensure_alive(&mut guest)?;
+    drop(scenario);
+    export.stop()
+}
+
+#[test]
 fn memory_that_was_left_is_not_sent_again() -> Result<()> {
     // No two of these pages are equal, and they don't shrink, so a move that knows nothing of them sends at least as much.
     const FILLED: u64 = 48 * MIB;

@@ -28,10 +28,11 @@ fuzz_target!(|input: &[u8]| {
         let Ok(mut decoded) = decoder.decode(payload) else {
             return;
         };
-        let missing = decoder.find(&mut decoded, &mut |_, _, blocks| {
-            blocks.fill(1);
-            true
-        });
+        let mut missing = Vec::new();
+        for span in decoded.spans() {
+            let blocks = vec![1; span.blocks() * 4096];
+            missing.extend(decoder.fill(&mut decoded, &span, &blocks));
+        }
         if decoder
             .supply(&mut decoded, &missing, &vec![2; missing.len() * 4096])
             .is_err()

@@ -9,7 +9,7 @@
 use libfuzzer_sys::fuzz_target;
 use vmferry_core::{
     limits::{BATCH_PLAIN_BYTES_MAX, LANE_BATCHES_MAX, LANE_CREDIT_BYTES_MAX},
-    page::{Assembler, Coders, Decoded, Decoder, FingerprintKey, MEMORY_PART_MAX, content::BLOCK_BYTES, payload},
+    page::{Assembler, Coders, Decoded, Decoder, FingerprintKey, MEMORY_PART_MAX, Span, content::BLOCK_BYTES, payload},
     qemu::BlockId,
     session::{LaneError, Next, Reorder, TargetLane, Whole},
 };
@@ -55,18 +55,23 @@ impl Session {
         let number = usize::from(what & 1);
         let lane = &mut self.lanes[number];
         let numbered = [&seq.to_be_bytes(), payload].concat();
-        let read = &mut |source: u16, _: u64, blocks: &mut [u8]| {
-            blocks.fill(source as u8);
-            source % 2 == 0
+        // Every second content source can be read, and each holds its number.
+        let find = |decoder: &Decoder, decoded: &mut Decoded| {
+            let spans = decoded.spans();
+            let missing = |span: &Span| match span.source() % 2 {
+                0 => decoder.fill(decoded, span, &vec![span.source() as u8; span.blocks() * BLOCK_BYTES]),
+                _ => span.pages(),
+            };
+            Ok(spans.iter().flat_map(missing).collect())
         };
         let next = match what >> 1 & 7 {
-            0 => lane.data(payload, read, || number),
-            1 => lane.data(&numbered, read, || number),
-            2 => lane.data(&batch(seq, payload, &[]), read, || number),
-            3 => lane.data(&batch(seq, &referring(payload), &[]), read, || number),
+            0 => lane.data(payload, find, || number),
+            1 => lane.data(&numbered, find, || number),
+            2 => lane.data(&batch(seq, payload, &[]), find, || number),
+            3 => lane.data(&batch(seq, &referring(payload), &[]), find, || number),
             4 => lane.data(
                 &batch(seq, &[payload::Kind::Raw as u8, 0, 0, 1], &[7; BLOCK_BYTES]),
-                read,
+                find,
                 || number,
             ),
             5 => lane.supply(payload).map(Next::Complete),

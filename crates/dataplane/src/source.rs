@@ -20,7 +20,8 @@ use vmferry_core::page::choice::Log;
 use vmferry_core::page::content::BLOCK_BYTES;
 use vmferry_core::page::{
     Ask, Batch, BatchBuilder, BatchDigest, Catalog, Class, Coders, Encoders, EncodingStats, Fingerprint,
-    FingerprintKey, Known, LineHashes, Op, PageSet, Place, Reach, RunningDigest, StreamDigest, encode, stats::Tally,
+    FingerprintKey, Known, LineHashes, Op, PageSet, Place, Reach, RunningDigest, StreamDigest, catalog::ContentTally,
+    encode, stats::Tally,
 };
 use vmferry_core::qemu::{Block, Mark};
 use vmferry_core::session::{self, Ack, LaneCredit};
@@ -82,8 +83,8 @@ pub struct Counters {
     pub taken_bytes: u64,
     /// What was encoded, by round; index 0 is round 0, before QEMU told of its first.
     pub rounds: Vec<EncodingStats>,
-    /// Of each content source: pages referred to it, and how many of those the target asked for.
-    pub content: Vec<(u64, u64)>,
+    /// Of each content source: what came of referring to it.
+    pub content: Vec<ContentTally>,
 }
 
 /// The running threads of the source's half. They end when [`close`](Source::close) is called or something fails.
@@ -483,6 +484,7 @@ impl Shared {
         let acknowledged = lock(&lane.credit).acknowledged(ack, self.began.elapsed());
         let wire_bytes = acknowledged.map_err(|error| error.to_string())?;
         self.acknowledged_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+        self.settings.catalog.refused(ack.refused);
         if let Some(coding) = &self.coding {
             coding.acknowledged(index, &ack);
         }

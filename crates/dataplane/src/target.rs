@@ -1,8 +1,10 @@
 //! The target's half: decodes on every lane at once, puts the stream together again, places its pages, and has QEMU load
 //! the rest.
 
+mod reads;
 mod writer;
 
+use self::reads::{Costs, Reads, Spawn};
 use self::writer::Writer;
 use crate::arrivals::Arrivals;
 use crate::coding::{DecodeMeter, Spent};
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use vmferry_core::limits::RETURN_PATH_FRAME_BYTES_MAX;
-use vmferry_core::page::{Assembler, Coders, Decoder, FingerprintKey, Place, StreamDigest};
+use vmferry_core::page::{Assembler, Coders, Decoded, Decoder, FingerprintKey, Place, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
 use vmferry_core::session::{Next, TargetLane, Whole};
 use vmferry_core::wire::frame::Kind;
@@ -40,8 +42,11 @@ pub struct Settings {
     pub qemu: PathBuf,
     /// What the guest's memory blocks may have together, bytes.
     pub guest_bytes_max: u64,
-    /// Reads known content: blocks of the content source of that number, from that block on; `false` if it can't.
+    /// Reads known content: blocks of the content source of that number, from that block on; `false` if it can't. One that
+    /// takes longer to read than its pages to be sent is not waited for, and not read any more.
     pub content: Arc<ReadContent>,
+    /// The most that the source sends on all lanes together, bytes per second, if it keeps to a limit.
+    pub bandwidth: Option<u64>,
 }
 
 /// Reads known content, from several threads at once.
@@ -76,8 +81,9 @@ struct Ordered {
 struct Shared {
     settings: Settings,
     lanes: Vec<Closer>,
-    /// How fast they carry, where the source has a choice to make by it.
-    arrivals: Option<Arc<Arrivals>>,
+    /// How fast they carry.
+    arrivals: Arc<Arrivals>,
+    costs: Arc<Costs>,
     ordered: Mutex<Ordered>,
     qemu: Mutex<Option<UnixStream>>,
     closed: AtomicBool,
@@ -109,7 +115,10 @@ impl Target {
         settings: Settings,
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> io::Result<Target> {
+        let arrivals = Arc::new(Arrivals::new());
         let shared = Arc::new(Shared {
+            costs: Arc::new(Costs::new(lanes.len() as u32, settings.bandwidth, arrivals.clone())),
+            arrivals,
             lanes: lanes
                 .iter()
                 .map(|(sender, _)| sender.closer())
@@ -119,7 +128,6 @@ impl Target {
                 memory: memory.map(Arc::new),
                 placement: None,
             }),
-            arrivals: settings.coders.is_choice().then(|| Arc::new(Arrivals::new())),
             settings,
             qemu: Mutex::new(None),
             closed: AtomicBool::new(false),
@@ -130,9 +138,7 @@ impl Target {
         let (returned, buffers) = bounded(4 * lanes.len());
         let mut senders = Vec::new();
         for (index, (sender, mut receiver)) in lanes.into_iter().enumerate() {
-            if let Some(arrivals) = &shared.arrivals {
-                receiver.count_arrivals(arrivals.clone());
-            }
+            receiver.count_arrivals(shared.arrivals.clone());
             let sender = Arc::new(Mutex::new(sender));
             senders.push(sender.clone());
             let (arrived, buffers) = (arrived.clone(), buffers.clone());
@@ -184,6 +190,11 @@ impl Target {
         }
     }
 
+    /// The source's guest stands still: known content is waited for no longer than asking for the pages takes.
+    pub fn guest_stopped(&self) {
+        self.shared.costs.guest_stopped();
+    }
+
     /// Closes every lane. A QEMU that has not loaded everything waits for more, and its memory can be read.
     pub fn stop(&self) {
         self.shared.stop();
@@ -220,7 +231,7 @@ impl Shared {
     /// Runs a part of this on a thread of its own.
     fn spawn(self: &Arc<Self>, name: String, run: impl FnOnce(&Arc<Self>) + Send + 'static) -> io::Result<()> {
         let (for_run, for_panic) = (self.clone(), self.clone());
-        let why = format!("the thread {name} panicked, which is a defect in vmferry: see the agent's log");
+        let why = panicked(&name);
         threads::spawn(name, move || run(&for_run), move || for_panic.fail(why))
     }
 
@@ -234,7 +245,7 @@ impl Shared {
     }
 
     fn run_lane(
-        &self,
+        self: &Arc<Self>,
         index: usize,
         mut receiver: Receiver,
         sender: &Mutex<Sender>,
@@ -242,16 +253,17 @@ impl Shared {
         buffers: Inbox<Vec<u8>>,
     ) -> Result<(), String> {
         let mut lane = TargetLane::new(Decoder::new(self.settings.key.clone(), self.settings.coders.clone()));
+        let mut reads = Reads::new(self.settings.content.clone(), self.costs.clone(), self.reader(index));
         loop {
             if let Ok(buffer) = buffers.try_recv() {
                 lane.recycle(buffer);
             }
             let (kind, payload) = receiver.receive().map_err(|error| error.to_string())?;
-            let meter = self.arrivals.as_ref().map(|_| DecodeMeter::came());
-            let read = &mut |source: u16, block: u64, into: &mut [u8]| (self.settings.content)(source, block, into);
+            let meter = self.settings.coders.is_choice().then(DecodeMeter::came);
+            let find = |decoder: &Decoder, decoded: &mut Decoded| reads.find(decoder, decoded);
             let spent = || meter.map(DecodeMeter::decoded).unwrap_or_default();
             let heard = match kind {
-                Kind::Data => lane.data(payload, read, spent),
+                Kind::Data => lane.data(payload, find, spent),
                 Kind::Supply => lane.supply(payload).map(Next::Complete),
                 kind => return Err(format!("a {kind:?} frame instead of data")),
             };
@@ -267,6 +279,22 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Starts threads that read for a lane. One may be stuck in its read for as long as it pleases the kernel, so it keeps
+    /// nothing of this.
+    fn reader(self: &Arc<Self>, lane: usize) -> Spawn {
+        let shared = Arc::downgrade(self);
+        Box::new(move |run| {
+            let name = format!("content-{lane}");
+            let (shared, why) = (shared.clone(), panicked(&name));
+            let panicked = move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.fail(why);
+                }
+            };
+            threads::spawn(name, run, panicked).map_err(|error| format!("can't start a thread: {error}"))
+        })
     }
 
     fn connect(self: &Arc<Self>) -> Result<UnixStream, String> {
@@ -331,4 +359,9 @@ impl Shared {
             filled -= parsed;
         }
     }
+}
+
+/// Why a session ends of which the thread of that name panicked.
+fn panicked(name: &str) -> String {
+    format!("the thread {name} panicked, which is a defect in vmferry: see the agent's log")
 }

@@ -5,10 +5,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver as Inbox, channel};
+use std::sync::mpsc::{Receiver as Inbox, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use vmferry_core::page::catalog::ContentTally;
 use vmferry_core::page::content::block_hash;
 use vmferry_core::page::{Ask, BlockTable, Catalog, Codec, CodecSettings, Coders, FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
@@ -117,6 +118,7 @@ fn pair_with(
         qemu: path,
         guest_bytes_max: u64::MAX,
         content,
+        bandwidth: None,
     };
     let target = target::Target::start(theirs, None, settings, move |event| drop(to_test.send(event))).unwrap();
     let (to_test, from_source) = channel();
@@ -140,8 +142,14 @@ fn pair_with(
     }
 }
 
-/// A stream with `pages` pages of one block, in two rounds, the second of which repeats every other page unchanged.
+/// A stream with `pages` pages of one block, in two rounds, the second of which repeats every other page, half of them
+/// unchanged.
 fn stream(pages: u64) -> Vec<u8> {
+    stream_in_rounds(pages, 2)
+}
+
+/// The same with as many more such rounds; the guest is stopped for the last.
+fn stream_in_rounds(pages: u64, rounds: u64) -> Vec<u8> {
     const PAGE: u64 = 4096;
     let mut stream = Vec::new();
     let word = |stream: &mut Vec<u8>, word: u64| stream.extend_from_slice(&word.to_be_bytes());
@@ -153,8 +161,8 @@ fn stream(pages: u64) -> Vec<u8> {
     word(&mut stream, 0x10);
     stream.extend_from_slice(b"\x7e\0\0\0\x02");
     let mut named = true;
-    for round in 0..2u64 {
-        stream.extend_from_slice(if round == 0 {
+    for round in 0..rounds {
+        stream.extend_from_slice(if round + 1 < rounds {
             b"\x02\0\0\0\x02"
         } else {
             b"\x03\0\0\0\x02"
@@ -217,10 +225,74 @@ fn what_a_disk_holds_is_read_there_and_what_it_holds_no_more_is_asked_for() {
     writer.join().unwrap();
     assert!(loaded == sent, "the streams differ");
     let counters = pair.source.counters();
-    let (referred, missed) = counters.content[0];
-    assert!(referred > 800 && (15..100).contains(&missed), "{counters:?}");
+    let ContentTally {
+        referred,
+        missed,
+        is_slow,
+    } = counters.content[0];
+    assert!(
+        referred > 800 && (15..100).contains(&missed) && !is_slow,
+        "{counters:?}"
+    );
     let in_rounds: u64 = counters.rounds.iter().map(|round| round.content.pages).sum();
     assert_eq!(in_rounds, referred);
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_left_alone_and_holds_nothing_up() {
+    // Both disks hold what the second round changes, one of them only half of it and the other what the first sends as well.
+    // That one answers nothing while its server is there.
+    let [first, second] = [0, 1].map(|version| (0..1000).map(move |page| text(page, version)));
+    let stuck: Vec<u64> = first.chain(second.clone()).map(|page| block_hash(&page)).collect();
+    let half: Vec<Vec<u8>> = second.step_by(8).collect();
+    let hashes: Vec<u64> = half.iter().map(|block| block_hash(block)).collect();
+    let (server, client) = UnixStream::pair().unwrap();
+    let (reading, read) = channel::<()>();
+    let content = move |source: u16, first: u64, into: &mut [u8]| {
+        let _reading = &reading;
+        if source == 0 {
+            return (&client).read_exact(into).is_ok();
+        }
+        let blocks = half[first as usize..].iter().take(into.len() / 4096);
+        into.chunks_mut(4096)
+            .zip(blocks)
+            .for_each(|(into, block)| into.copy_from_slice(block));
+        true
+    };
+    let tables = [stuck, hashes].map(|hashes| BlockTable::new(&hashes).into());
+    let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
+    let pair = pair_with(
+        lanes,
+        Coders::default(),
+        Catalog::new(tables.to_vec()),
+        Arc::new(content),
+    );
+    let sent = stream_in_rounds(5000, 3);
+    let (length, to_send) = (sent.len(), sent.clone());
+    let mut qemu = pair.qemu.try_clone().unwrap();
+    let writer = thread::spawn(move || qemu.write_all(&to_send).unwrap());
+    let mut loader = pair.loader.accept().unwrap().0;
+    loader.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut loaded = vec![0; length];
+    loader.read_exact(&mut loaded).unwrap();
+    writer.join().unwrap();
+    assert!(loaded == sent, "the streams differ");
+    let counters = pair.source.counters();
+    let [stuck, half] = counters.content[..] else {
+        panic!("{counters:?}")
+    };
+    assert!(stuck.is_slow && stuck.referred > 0, "{counters:?}");
+    assert_eq!(stuck.missed, stuck.referred, "each was asked for: {counters:?}");
+    assert!(
+        half.referred >= 100 && half.missed == 0 && !half.is_slow,
+        "{counters:?}"
+    );
+    let sent_as_they_are: u64 = counters.rounds.iter().map(|round| round.lz.pages).sum();
+    assert!(sent_as_they_are >= 100, "{counters:?}");
+
+    // Whoever still waits for an answer ends when the server does.
+    drop((pair, server));
+    assert_eq!(read.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
 }
 
 /// What a source fails with that was told this before it sent anything; its QEMU goes on.
@@ -291,6 +363,7 @@ fn lied_to_by(lie: impl FnOnce(&mut Sender)) -> String {
         qemu: folder.path().join("qemu.sock"),
         guest_bytes_max: u64::MAX,
         content: Arc::new(|_, _, _| false),
+        bandwidth: None,
     };
     let (to_test, from_target) = channel();
     let _target = target::Target::start(vec![accepted], None, settings, move |event| {

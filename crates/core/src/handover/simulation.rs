@@ -40,6 +40,7 @@ fn transfer() -> Transfer {
         coders: Coders::default(),
         fingerprint_key: [0; 32],
         verify_memory: false,
+        bandwidth: None,
     }
 }
 

@@ -371,6 +371,7 @@ mod tests {
             coders: Coders::default(),
             fingerprint_key: [0; 32],
             verify_memory: false,
+            bandwidth: None,
         };
         let (mut target, _) = Target::new(handover, "a".into(), transfer, Value::Null);
         let reserved = Duration::from_secs(5);

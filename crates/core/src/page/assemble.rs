@@ -129,6 +129,7 @@ impl Assembler {
             after,
             pages,
             deltas,
+            ..
         } = decoded;
         if batch.seq != self.next_seq {
             return Err(AssembleError::Order {

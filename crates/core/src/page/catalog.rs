@@ -4,7 +4,8 @@
 //! The source only ever guesses that a block has some content, from a short hash of what it was when it was indexed. The
 //! target reads the block and compares it with the page's fingerprint; where that differs it asks for the page. So nothing
 //! here has to be true, a guess that is wrong costs bytes and a round trip, and a content source that is wrong too often is
-//! not referred to any more.
+//! not referred to any more. Nor is one that takes the target longer to read than to be sent the pages: it says so
+//! ([`Reading`](super::Reading)).
 
 use super::{
     BlockTable,
@@ -18,7 +19,7 @@ use super::{
 use crate::qemu::Block;
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// Content sources of one session.
@@ -47,6 +48,19 @@ struct Source {
     referred: AtomicU64,
     /// Of those, pages that the target asked for.
     missed: AtomicU64,
+    /// The target takes longer to read it than to be sent the pages.
+    is_slow: AtomicBool,
+}
+
+/// What came of referring to a content source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentTally {
+    /// Pages that were referred to it.
+    pub referred: u64,
+    /// Of those, pages that the target asked for.
+    pub missed: u64,
+    /// The target refused to read it, for it took longer than to be sent the pages.
+    pub is_slow: bool,
 }
 
 impl Catalog {
@@ -57,6 +71,7 @@ impl Catalog {
             earlier: EarlierTable::default(),
             referred: AtomicU64::new(0),
             missed: AtomicU64::new(0),
+            is_slow: AtomicBool::new(false),
         });
         Self {
             sources: sources.take(CONTENT_SOURCES_MAX).collect(),
@@ -148,13 +163,21 @@ impl Catalog {
         }
     }
 
-    /// Pages referred to each content source, and how many of them the target did not find there.
-    pub fn tallies(&self) -> Vec<(u64, u64)> {
-        let tally = |source: &Source| {
-            (
-                source.referred.load(Ordering::Relaxed),
-                source.missed.load(Ordering::Relaxed),
-            )
+    /// The target refuses to read these content sources: a bit for each, the first one's the lowest.
+    pub fn refused(&self, sources: u64) {
+        for (number, source) in self.sources.iter().enumerate() {
+            if sources >> number & 1 == 1 {
+                source.is_slow.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What came of referring to each content source.
+    pub fn tallies(&self) -> Vec<ContentTally> {
+        let tally = |source: &Source| ContentTally {
+            referred: source.referred.load(Ordering::Relaxed),
+            missed: source.missed.load(Ordering::Relaxed),
+            is_slow: source.is_slow.load(Ordering::Relaxed),
         };
         self.sources.iter().map(tally).collect()
     }
@@ -167,7 +190,9 @@ impl Source {
             self.referred.load(Ordering::Relaxed),
             self.missed.load(Ordering::Relaxed),
         );
-        !self.table.is_empty() && missed <= MISSES_FREE + referred / PAGES_PER_MISS
+        !self.is_slow.load(Ordering::Relaxed)
+            && !self.table.is_empty()
+            && missed <= MISSES_FREE + referred / PAGES_PER_MISS
     }
 }
 
@@ -195,5 +220,19 @@ mod tests {
         catalog.sources[0].referred.store(PAGES_PER_MISS, Ordering::Relaxed);
         assert!(catalog.sources[0].is_good(), "one in eight is worth it");
         catalog.missed(7);
+    }
+
+    #[test]
+    fn a_source_that_the_target_refuses_is_left_alone() {
+        let table: Arc<BlockTable> = BlockTable::new(&[1]).into();
+        let catalog = Catalog::new(vec![table; 3]);
+        catalog.refused(0b010 | 1 << 63);
+        assert_eq!(
+            [0, 1, 2].map(|number: usize| catalog.sources[number].is_good()),
+            [true, false, true]
+        );
+        catalog.refused(0);
+        let slow: Vec<bool> = catalog.tallies().iter().map(|tally| tally.is_slow).collect();
+        assert_eq!(slow, [false, true, false], "what was refused stays so");
     }
 }

@@ -11,6 +11,7 @@ use super::{
     content::BLOCK_BYTES,
     delta,
     digest::StreamDigest,
+    encode::Coded,
     fingerprint::{Fingerprint, FingerprintKey},
     lz::{Coders, Decoders, LzError},
     payload::Reader,
@@ -24,6 +25,8 @@ use std::ops::Range;
 
 /// Blocks that are read without need to save another read: a disk takes about as long to find a block as to read so many.
 const GAP_BLOCKS_MAX: u64 = 16;
+/// Blocks that are read at once: all pages of a batch in one piece, and as much for gaps.
+const SPAN_BLOCKS_MAX: u64 = 2 * (BATCH_PLAIN_BYTES_MAX / BLOCK_BYTES) as u64;
 
 /// How many times what it [counts for](Decoded::charge) a batch may take in memory: its buffer may be four times as large as
 /// its stream, and an operation on zero pages and a byte that is no page stand for ten bytes of the stream.
@@ -35,8 +38,6 @@ pub struct Decoder {
     lz: Decoders,
     /// For the next batch's stream.
     buffer: Vec<u8>,
-    /// Blocks as they were read.
-    blocks: Vec<u8>,
     /// Whether a batch had the block list.
     is_listed: bool,
 }
@@ -51,6 +52,7 @@ pub struct Decoded {
     pub(super) pages: Vec<Content>,
     /// What [`Content::Delta`] and [`Content::Block`] refer to.
     pub(super) deltas: Vec<u8>,
+    coded: Coded,
 }
 
 /// A page of [`Decoded`].
@@ -72,9 +74,6 @@ pub(super) enum Content {
     },
 }
 
-/// Reads known content: fills the buffer with blocks of that content source from that one on. `false` if that can't be done.
-pub type ReadContent<'a> = dyn FnMut(u16, u64, &mut [u8]) -> bool + 'a;
-
 /// What is wrong with a payload. The session is over then: frames have a checksum, so this is a sender that is broken or
 /// lies, and the lane's dictionary is out of step.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -91,15 +90,27 @@ pub enum DecodeError {
 }
 
 impl Decoded {
-    /// The blocks of known content that it refers to, by source and block.
-    fn wanted(&self) -> Vec<Wanted> {
+    /// The stretches of known content that it refers to, each to be read and [filled in](Decoder::fill).
+    pub fn spans(&self) -> Vec<Span> {
         let wanted = |(page, content): (u16, &Content)| match *content {
             Content::Block { source, block, .. } => Some(Wanted { source, block, page }),
             _ => None,
         };
         let mut all: Vec<Wanted> = (0..).zip(&self.pages).filter_map(wanted).collect();
         all.sort_unstable();
-        all
+        let mut spans: Vec<Span> = Vec::new();
+        for wanted in all {
+            match spans.last_mut() {
+                Some(span) if span.takes_in(&wanted) => span.wanted.push(wanted),
+                _ => spans.push(Span { wanted: vec![wanted] }),
+            }
+        }
+        spans
+    }
+
+    /// What its pages and other records were, and took, that crossed themselves.
+    pub fn coded(&self) -> Coded {
+        self.coded
     }
 
     /// Fills the hole of the page of that number, which begins at `start`, with what the block makes of it.
@@ -158,7 +169,6 @@ impl Decoder {
             key,
             lz: Decoders::new(coders),
             buffer: Vec::new(),
-            blocks: Vec::new(),
             is_listed: false,
         }
     }
@@ -188,6 +198,7 @@ impl Decoder {
         if header.plain_bytes == 0 && !lz.is_empty() {
             return Err(DecodeError::Malformed("LZ section without content"));
         }
+        let raw_bytes = reader.bytes_left();
         let buffer = std::mem::take(&mut self.buffer);
         let mut layout = Build::on(buffer, page_bytes, header.plain_bytes, reader).layout(Reader::new(operations))?;
         // The stream has one. Lists are long for the little that they count for, so no two may wait.
@@ -223,36 +234,27 @@ impl Decoder {
             after: header.after,
             pages,
             deltas,
+            coded: Coded {
+                content_bytes: (header.plain_bytes + raw_bytes) as u64,
+                wire_bytes: (lz.len() + raw_bytes) as u64,
+            },
         })
     }
 
-    /// Fills in the pages that stand in known content. Returns those that do not, by their number in the batch: they have to
-    /// be [supplied](Self::supply) before the batch is assembled.
-    pub fn find(&mut self, decoded: &mut Decoded, read: &mut ReadContent<'_>) -> Vec<u16> {
+    /// Fills in the pages of a span, whose blocks these are. Returns those that they do not have, by their number in the batch:
+    /// they have to be [supplied](Self::supply) before the batch is assembled, as those of a span that can't be read.
+    pub fn fill(&self, decoded: &mut Decoded, span: &Span, blocks: &[u8]) -> Vec<u16> {
         let starts = decoded.batch.starts();
-        let mut missing = Vec::new();
-        let wanted = decoded.wanted();
-        for span in wanted.chunk_by(|one, next| one.is_near(next)) {
-            let (first, last) = (span[0], span[span.len() - 1]);
-            self.blocks
-                .resize((last.block - first.block + 1) as usize * BLOCK_BYTES, 0);
-            if !read(first.source, first.block, &mut self.blocks) {
-                missing.extend(span.iter().map(|wanted| wanted.page));
-                continue;
-            }
-            for wanted in span {
-                let block = (wanted.block - first.block) as usize * BLOCK_BYTES;
-                let number = usize::from(wanted.page);
-                decoded.fill(number, starts[number], &self.blocks[block..][..BLOCK_BYTES]);
-            }
-            let page = |wanted: &Wanted| decoded.batch.page(starts[usize::from(wanted.page)]);
-            let found = self.key.contents(&span.iter().map(page).collect::<Vec<_>>());
-            for (wanted, found) in span.iter().zip(found) {
-                if !decoded.settle(usize::from(wanted.page), found) {
-                    missing.push(wanted.page);
-                }
-            }
+        for wanted in &span.wanted {
+            let block = (wanted.block - span.first()) as usize * BLOCK_BYTES;
+            let number = usize::from(wanted.page);
+            decoded.fill(number, starts[number], &blocks[block..][..BLOCK_BYTES]);
         }
+        let page = |wanted: &Wanted| decoded.batch.page(starts[usize::from(wanted.page)]);
+        let found = self.key.contents(&span.wanted.iter().map(page).collect::<Vec<_>>());
+        let mut missing = span.pages();
+        let mut found = found.into_iter();
+        missing.retain(|page| !(found.next()).is_some_and(|found| decoded.settle(usize::from(*page), found)));
         missing
     }
 
@@ -290,20 +292,50 @@ impl Decoder {
     }
 }
 
+/// A stretch of blocks of one content source, some of which pages of a batch refer to.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Never empty, in order.
+    wanted: Vec<Wanted>,
+}
+
+impl Span {
+    /// The content source's number.
+    pub fn source(&self) -> u16 {
+        self.wanted[0].source
+    }
+
+    /// The first block.
+    pub fn first(&self) -> u64 {
+        self.wanted[0].block
+    }
+
+    /// How many there are, those between included: no more than a batch has pages, twice.
+    pub fn blocks(&self) -> usize {
+        (self.wanted[self.wanted.len() - 1].block - self.first()) as usize + 1
+    }
+
+    /// Whether reading that block as well, with what lies between, takes less time than reading it afterwards.
+    fn takes_in(&self, next: &Wanted) -> bool {
+        let last = self.wanted[self.wanted.len() - 1].block;
+        self.source() == next.source
+            && next.block - last <= GAP_BLOCKS_MAX
+            && next.block - self.first() < SPAN_BLOCKS_MAX
+    }
+
+    /// The pages that refer to it, by their number in the batch.
+    pub fn pages(&self) -> Vec<u16> {
+        self.wanted.iter().map(|wanted| wanted.page).collect()
+    }
+}
+
 /// A block that a page refers to.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanted {
     source: u16,
     block: u64,
     /// The page's number in the batch.
     page: u16,
-}
-
-impl Wanted {
-    /// Whether reading both at once, with what lies between, takes less time than one after the other.
-    fn is_near(&self, next: &Self) -> bool {
-        self.source == next.source && next.block - self.block <= GAP_BLOCKS_MAX
-    }
 }
 
 /// The fixed part in front.

@@ -13,6 +13,7 @@
 //! | [`content`] | the blocks that those are made of |
 //! | [`earlier`] | what the target tells of memory that it kept: where blocks were, and hashes of their pieces |
 //! | [`ask`] | what the target did not find there |
+//! | [`reading`] | whether it had better be sent the pages than read them |
 //! | [`versions`] | what pages were last sent as, within a bound |
 //! | [`lines`] | hashes of a page's lines, which tell what changed |
 //! | [`choice`] | which coder a batch goes through, from what was measured |
@@ -57,6 +58,7 @@ pub mod lines;
 pub mod lz;
 pub mod page_set;
 pub mod payload;
+pub mod reading;
 mod ring;
 mod sparse;
 pub mod stats;
@@ -68,7 +70,7 @@ pub use batch::{Batch, Op};
 pub use block_table::BlockTable;
 pub use builder::BatchBuilder;
 pub use catalog::Catalog;
-pub use decode::{DecodeError, Decoded, Decoder, MEMORY_PART_MAX};
+pub use decode::{DecodeError, Decoded, Decoder, MEMORY_PART_MAX, Span};
 pub use digest::{BatchDigest, RunningDigest, StreamDigest};
 pub use earlier::{EarlierTable, KeptBlock, Place};
 pub use encode::{Coded, encode};
@@ -77,5 +79,6 @@ pub use known::{Class, Known, Reach};
 pub use lines::LineHashes;
 pub use lz::{Codec, CodecSettings, Coders, Encoders, LzError};
 pub use page_set::PageSet;
+pub use reading::{Reading, Sending};
 pub use ring::RING_BATCHES;
 pub use stats::EncodingStats;

@@ -3,7 +3,6 @@
 
 use super::WAITING_CHARGE_MAX;
 use crate::page::content::BLOCK_BYTES;
-use crate::page::decode::ReadContent;
 use crate::page::{Ask, DecodeError, Decoded, Decoder, LzError, ask};
 use crate::wire::frame::HEADER_BYTES;
 use std::collections::HashMap;
@@ -57,6 +56,9 @@ pub enum LaneError {
     /// A batch of that number lacks pages already.
     #[error("batch {0} came twice")]
     Repeated(u64),
+    /// Known content can't be looked for.
+    #[error("{0}")]
+    Content(String),
     /// Pages that nobody asked for.
     #[error("the source supplies what was not asked for")]
     Unasked,
@@ -77,11 +79,12 @@ impl<T> TargetLane<T> {
         self.decoder.recycle(buffer);
     }
 
-    /// Takes the payload of a `Data` frame. `read` reads known content; `note` is called once the batch is decoded.
+    /// Takes the payload of a `Data` frame. `find` fills in what refers to known content ([`Decoded::spans`]) and returns the
+    /// pages that are not there, or says why it can't; `note` is called once the batch is decoded.
     pub fn data(
         &mut self,
         payload: &[u8],
-        read: &mut ReadContent<'_>,
+        find: impl FnOnce(&Decoder, &mut Decoded) -> Result<Vec<u16>, String>,
         note: impl FnOnce() -> T,
     ) -> Result<Next<T>, LaneError> {
         let decoded = self.decoder.decode(payload)?;
@@ -90,7 +93,7 @@ impl<T> TargetLane<T> {
             wire_bytes: (HEADER_BYTES + payload.len()) as u64,
             note: note(),
         };
-        let pages = self.decoder.find(&mut whole.decoded, read);
+        let pages = find(&self.decoder, &mut whole.decoded).map_err(LaneError::Content)?;
         if pages.is_empty() {
             return Ok(Next::Complete(whole));
         }
@@ -130,7 +133,7 @@ impl<T> TargetLane<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::{Coders, FingerprintKey, payload};
+    use crate::page::{Coders, FingerprintKey, Span, payload};
 
     fn lane() -> TargetLane<()> {
         TargetLane::new(Decoder::new(FingerprintKey::new([7; 32]), Coders::default()))
@@ -149,7 +152,8 @@ mod tests {
     }
 
     fn asked(lane: &mut TargetLane<()>, seq: u64) -> Result<Next<()>, LaneError> {
-        lane.data(&referring(seq), &mut |_, _, _| false, || ())
+        let none = |_: &Decoder, decoded: &mut Decoded| Ok(decoded.spans().iter().flat_map(Span::pages).collect());
+        lane.data(&referring(seq), none, || ())
     }
 
     #[test]

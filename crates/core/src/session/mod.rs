@@ -38,11 +38,14 @@ pub struct Ack {
     pub cores_milli: u64,
     /// Tells hosts apart: both sides are on one if the source's is the same; 0 if it does not know.
     pub host: u64,
+    /// A bit for each content source that the target refuses to read from now on, the first one's the lowest: it takes longer
+    /// than to be sent the pages.
+    pub refused: u64,
 }
 
 impl Ack {
     /// Bytes of an encoded acknowledgement.
-    pub const BYTES: usize = 64;
+    pub const BYTES: usize = 72;
     /// Bytes of the part that every version writes.
     const BYTES_MIN: usize = 16;
 
@@ -57,6 +60,7 @@ impl Ack {
             self.seen_ns,
             self.cores_milli,
             self.host,
+            self.refused,
         ];
         let mut bytes = [0; Ack::BYTES];
         bytes.copy_from_slice(fields.map(u64::to_be_bytes).as_flattened());
@@ -79,6 +83,7 @@ impl Ack {
             seen_ns: next(),
             cores_milli: next(),
             host: next(),
+            refused: next(),
         })
     }
 }
@@ -488,6 +493,7 @@ mod tests {
             seen_ns: 6,
             cores_milli: 7,
             host: 8,
+            refused: 9,
         };
         assert_eq!(Ack::decode(&ack.encode()), Some(ack));
         assert_eq!(Ack::decode(&[0; 15]), None);

@@ -50,6 +50,10 @@ pub struct Transfer {
     pub fingerprint_key: [u8; 32],
     /// Whether both sides hash the guest's memory and compare before the commit.
     pub verify_memory: bool,
+    /// The most that the source sends on all data lanes together, bytes per second, if it keeps to a limit: the target can't
+    /// see it and weighs what sending takes.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
 }
 
 /// What a target that took a VM in can do for its transfer.
@@ -171,7 +175,7 @@ pub enum Message {
         /// The answer.
         verdict: Verdict,
     },
-    /// Source: its guest is stopped, the last pages follow. For the target's figures only.
+    /// Source: its guest is stopped, the last pages follow. The target waits less for what it reads, and counts from here.
     Stopped,
     /// Either: still here. See [`crate::limits::HEARTBEAT`].
     Heartbeat,

@@ -1,6 +1,6 @@
 //! Pages that stand on a disk that the target reads, or do so no more.
 
-use crate::session::{Session, Source, catalog, key, only, read_disk};
+use crate::session::{Session, Source, catalog, find, key, only, read_disk};
 use crate::stream::{Content, PAGE, batches, page, stream};
 use vmferry_core::{
     page::{
@@ -45,7 +45,11 @@ fn a_page_supplied_that_is_another_is_refused() {
     let payload = source.payload(&batch);
     let mut decoder = Decoder::new(key(), only(Codec::Zstd));
     let mut decoded = decoder.decode(&payload).unwrap();
-    assert_eq!(decoder.find(&mut decoded, &mut read_disk), [0], "block 0 was rewritten");
+    assert_eq!(
+        find(&decoder, &mut decoded, &mut read_disk),
+        [0],
+        "block 0 was rewritten"
+    );
     let right = Content::Text(0).bytes();
     assert!(decoder.supply(&mut decoded, &[0], &Content::Text(1).bytes()).is_err());
     assert!(decoder.supply(&mut decoded, &[0], &[]).is_err());
@@ -104,7 +108,7 @@ fn a_changed_piece_that_is_taken_for_unchanged_is_asked_for() {
     assert_eq!(source.stats.patch.pages, 1);
     let mut decoder = Decoder::new(key(), only(Codec::Zstd));
     let mut decoded = decoder.decode(&payload).unwrap();
-    assert_eq!(decoder.find(&mut decoded, &mut read_disk), [0]);
+    assert_eq!(find(&decoder, &mut decoded, &mut read_disk), [0]);
     decoder.supply(&mut decoded, &[0], &now).unwrap();
     let done = Assembler::new(key()).apply(decoded, &mut |_, _, _| Ok(())).unwrap();
     assert!(done.stream() == batch.stream(), "the stream was changed on its way");
@@ -147,7 +151,7 @@ fn a_block_that_has_the_hash_of_a_page_and_not_its_content_is_never_taken_for_it
     for (disk, expected) in [(&in_guest, &[][..]), (&on_disk, &[0])] {
         let mut decoder = Decoder::new(key(), only(Codec::Zstd));
         let mut decoded = decoder.decode(&payload).unwrap();
-        let missing = decoder.find(&mut decoded, &mut |source, block, to| {
+        let missing = find(&decoder, &mut decoded, &mut |source, block, to| {
             assert_eq!((source, block), (0, 0));
             to.copy_from_slice(disk);
             true
@@ -169,4 +173,28 @@ fn a_block_that_has_the_hash_of_a_page_and_not_its_content_is_never_taken_for_it
         let done = Assembler::new(key()).apply(decoded, unread).unwrap();
         assert!(done.stream() == batch.stream(), "the stream was changed on its way");
     }
+}
+
+#[test]
+fn what_lies_close_together_is_read_at_once_up_to_a_bound() {
+    let blocks: Vec<usize> = (0..20).map(|number| number * 16).chain([400]).collect();
+    let content = |number: usize| Content::Random(number as u8);
+    let mut hashes = vec![0; 401];
+    for (number, block) in blocks.iter().enumerate() {
+        hashes[*block] = block_hash(&content(number).bytes());
+    }
+    let records: Vec<_> = (0..blocks.len())
+        .map(|number| page(number as u64, content(number)))
+        .collect();
+    let batch = batches(&stream(&records), &[1 << 20], 1 << 20).remove(0);
+    let mut source = Source::new(Reach::All, 0, only(Codec::Zstd), 1);
+    source.catalog = Catalog::new(vec![BlockTable::new(&hashes).into()]);
+    let payload = source.payload(&batch);
+    let decoded = Decoder::new(key(), only(Codec::Zstd)).decode(&payload).unwrap();
+    let spans: Vec<_> = decoded
+        .spans()
+        .iter()
+        .map(|span| (span.first(), span.blocks(), span.pages().len()))
+        .collect();
+    assert_eq!(spans, [(0, 273, 18), (288, 17, 2), (400, 1, 1)]);
 }

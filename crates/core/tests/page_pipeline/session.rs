@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use std::{collections::HashMap, sync::Arc};
 use vmferry_core::{
     page::{
-        Ask, Assembler, Batch, Catalog, Codec, CodecSettings, Coders, Decoder, Encoders, EncodingStats, FingerprintKey,
-        KeptBlock, Known, Op, Place, Reach, ReadError, RunningDigest, ask,
+        Ask, Assembler, Batch, Catalog, Codec, CodecSettings, Coders, Decoded, Decoder, Encoders, EncodingStats,
+        FingerprintKey, KeptBlock, Known, Op, Place, Reach, ReadError, RunningDigest, ask,
         earlier::{pack, unpack},
         encode,
     },
@@ -38,6 +38,23 @@ pub(crate) fn read_disk(source: u16, block: u64, to: &mut [u8]) -> bool {
         }
     }
     true
+}
+
+/// Reads what the batch refers to; returns the pages that are not there.
+pub(crate) fn find(
+    decoder: &Decoder,
+    decoded: &mut Decoded,
+    read: &mut dyn FnMut(u16, u64, &mut [u8]) -> bool,
+) -> Vec<u16> {
+    let mut missing = Vec::new();
+    for span in decoded.spans() {
+        let mut blocks = vec![0; span.blocks() * PAGE];
+        missing.extend(match read(span.source(), span.first(), &mut blocks) {
+            true => decoder.fill(decoded, &span, &blocks),
+            false => span.pages(),
+        });
+    }
+    missing
 }
 
 /// What the source believes: that this is on the disk, and that each block is what the page of that number was before.
@@ -198,7 +215,7 @@ impl Session {
             let mut decoder = Decoder::new(key(), coders.clone());
             for payload in payloads.iter().skip(lane).step_by(lanes) {
                 let mut batch = decoder.decode(payload).unwrap();
-                let missing = decoder.find(&mut batch, &mut read_disk);
+                let missing = find(&decoder, &mut batch, &mut read_disk);
                 if !missing.is_empty() {
                     let ask = Ask {
                         seq: batch.seq(),

@@ -55,7 +55,7 @@ impl Writer {
         returned: Outbox<Vec<u8>>,
     ) -> Self {
         Self {
-            bill: shared.arrivals.clone().map(Bill::new),
+            bill: (shared.settings.coders.is_choice()).then(|| Bill::new(shared.arrivals.clone())),
             shared,
             acks: vec![Ack::default(); lanes.len()],
             reorder: Reorder::new(lanes.len()),
@@ -133,6 +133,7 @@ impl Writer {
             let ack = &mut self.acks[done.lane];
             ack.stream_bytes += done.stream_bytes;
             ack.wire_bytes += done.wire_bytes;
+            ack.refused = self.shared.costs.refused();
             if let Some(bill) = &mut self.bill {
                 bill.add(done.spent, ack);
             }

@@ -121,6 +121,10 @@ pub struct ContentReport {
     pub pages: u64,
     /// Of those, pages that the target did not find there and asked for.
     pub pages_missed: u64,
+    /// It took the target longer to read than to be sent the pages. From then on the target asked for those that were referred
+    /// to it already, and no others were.
+    #[serde(default)]
+    pub is_slow: bool,
 }
 
 /// What a finished migration did.

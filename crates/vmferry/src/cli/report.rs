@@ -88,9 +88,13 @@ fn facts(report: &Report) -> String {
         .map(|why| format!("pages went through the target's QEMU: {why}"));
     facts.extend(placed.into_iter().chain(not_placed).map(|fact| ("placed", fact)));
     for content in &report.contents {
-        let missed = match content.pages_missed {
-            0 => String::new(),
-            missed => format!(", {} of them no longer", count(missed)),
+        let missed = match (content.pages_missed, content.is_slow) {
+            (0, false) => String::new(),
+            (missed, false) => format!(", {} of them no longer", count(missed)),
+            (missed, true) => {
+                let slow = "left alone, for the target read it more slowly than pages cross";
+                format!(", {} of them asked for; {slow}", count(missed))
+            }
         };
         let pages = count(content.pages);
         facts.push(("content", format!("{pages} pages stand in {}{missed}", content.source)));
@@ -280,6 +284,7 @@ mod tests {
                 source: "/srv/web.qcow2".to_owned(),
                 pages: 30_000,
                 pages_missed: 12,
+                is_slow: false,
             }],
             verification: Some(Verification {
                 bytes_compared: 1 << 30,
@@ -394,6 +399,16 @@ web did not move: host-b:7464 refuses it, and the guest runs on host-a
 migration   000000000000000000000000000000a5
 "
         );
+    }
+
+    #[test]
+    fn content_that_was_slow_to_read_is_named() {
+        let mut report = completed();
+        report.contents[0].is_slow = true;
+        let text = render(&report, false);
+        let line = "\ncontent     30,000 pages stand in /srv/web.qcow2, 12 of them asked for; left alone, for the target read it \
+                    more slowly than pages cross\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_core::controller::Forecast;
 use vmferry_core::handover::Stage;
 use vmferry_core::page::choice::Log;
-use vmferry_core::page::{EncodingStats, stats::Tally};
+use vmferry_core::page::{EncodingStats, catalog::ContentTally, stats::Tally};
 use vmferry_dataplane::source::Counters;
 use vmferry_qmp::RamInfo;
 
@@ -313,11 +313,12 @@ fn contents(names: Vec<String>, counters: &Counters) -> Vec<ContentReport> {
     let used = names
         .into_iter()
         .zip(&counters.content)
-        .filter(|(_, (pages, _))| *pages > 0);
-    let report = |(source, (pages, missed)): (String, &(u64, u64))| ContentReport {
+        .filter(|(_, tally)| tally.referred > 0);
+    let report = |(source, tally): (String, &ContentTally)| ContentReport {
         source,
-        pages: *pages,
-        pages_missed: *missed,
+        pages: tally.referred,
+        pages_missed: tally.missed,
+        is_slow: tally.is_slow,
     };
     used.map(report).collect()
 }

@@ -122,6 +122,7 @@ fn transfer(request: &MigrateRequest) -> Result<Transfer, String> {
         coders,
         fingerprint_key,
         verify_memory: request.verify,
+        bandwidth: request.bandwidth_bytes_s,
     })
 }
 
@@ -498,7 +499,7 @@ impl Driver {
                 Reach::Batches(RING_BATCHES)
             },
             versions_bytes_max: self.versions_bytes_max(),
-            bandwidth: self.handle.request.bandwidth_bytes_s,
+            bandwidth: self.session.transfer.bandwidth,
         };
         let to_driver = self.to_driver.clone();
         // The driver's receiver lives as long as the stream.

@@ -179,6 +179,9 @@ impl Driver {
         match heard {
             Some(Heard::Message(Message::Stopped)) => {
                 self.stopped_at = Some(Instant::now());
+                if let Some(stream) = &self.stream {
+                    stream.guest_stopped();
+                }
                 None
             }
             Some(Heard::Message(message)) => Some(TargetEvent::Peer(message)),
@@ -266,6 +269,7 @@ impl Driver {
                 .0
                 .saturating_add(DEVICE_MEMORY_BYTES_MAX),
             content: reader(std::mem::take(&mut self.contents)),
+            bandwidth: incoming.transfer.bandwidth,
         };
         let to_driver = self.stream_events.0.clone();
         // The driver's receiver lives as long as the stream.
