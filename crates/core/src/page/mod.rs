@@ -8,6 +8,7 @@
 //! | [`fingerprint`] | when two pages count as equal |
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
+//! | `places` | where each content was sent, for that |
 //! | [`catalog`] | what stands in disks, images and checkpoints that the target reads for itself |
 //! | [`block_table`] | where in one of those some content is |
 //! | [`content`] | the blocks that those are made of |
@@ -57,6 +58,7 @@ pub mod lines;
 pub mod lz;
 pub mod page_set;
 pub mod payload;
+mod places;
 mod ring;
 mod sparse;
 pub mod stats;
