@@ -79,5 +79,5 @@ pub use known::{Class, Known, Reach};
 pub use lines::LineHashes;
 pub use lz::{Codec, CodecSettings, Coders, Encoders, LzError};
 pub use page_set::PageSet;
-pub use ring::RING_BATCHES;
+pub use ring::{RING_BATCHES, RING_MEMORY_BYTES_MAX};
 pub use stats::EncodingStats;

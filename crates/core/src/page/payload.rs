@@ -122,6 +122,11 @@ impl<'a> Reader<'a> {
         self.input.is_empty()
     }
 
+    /// Bytes left.
+    pub(super) fn len(&self) -> usize {
+        self.input.len()
+    }
+
     pub(super) fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
         let (bytes, rest) = self.input.split_at_checked(length)?;
         self.input = rest;

@@ -28,7 +28,7 @@ pub(super) enum Heard {
 enum Say {
     Message(Message),
     ReturnPath(Vec<u8>),
-    ContentTable(Vec<u8>),
+    ContentTable(u16, Vec<u8>),
 }
 
 /// A control lane. Dropping it says what was still to be said, then closes it.
@@ -56,11 +56,8 @@ impl Mouth {
     }
 
     /// Sends the table of a content source, packed, in as many frames as it takes.
-    pub(super) fn content_table(&self, number: u16, packed: &[u8]) {
-        for part in packed.chunks(CONTENT_TABLE_FRAME_BYTES_MAX - size_of::<u16>()) {
-            let payload = [&number.to_be_bytes(), part].concat();
-            let _ = self.0.send(Say::ContentTable(payload));
-        }
+    pub(super) fn content_table(&self, number: u16, packed: Vec<u8>) {
+        let _ = self.0.send(Say::ContentTable(number, packed));
     }
 }
 
@@ -135,11 +132,16 @@ fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>) -> Result<(), String> 
             }
         };
         let sent = match say {
-            Say::ReturnPath(bytes) => sender.send(Kind::ReturnPath, &bytes),
-            Say::ContentTable(part) => sender.send(Kind::ContentTable, &part),
+            Say::ReturnPath(bytes) => sender.send(Kind::ReturnPath, &bytes).map(drop),
+            Say::ContentTable(number, packed) => packed
+                .chunks(CONTENT_TABLE_FRAME_BYTES_MAX - size_of::<u16>())
+                .try_for_each(|part| {
+                    let payload = [&number.to_be_bytes(), part].concat();
+                    sender.send(Kind::ContentTable, &payload).map(drop)
+                }),
             Say::Message(message) => {
                 let payload = serde_json::to_vec(&message).map_err(|error| error.to_string())?;
-                sender.send(Kind::Message, &payload)
+                sender.send(Kind::Message, &payload).map(drop)
             }
         };
         sent.map_err(|error| error.to_string())?;
