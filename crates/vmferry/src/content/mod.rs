@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch as latest;
-use vmferry_content::{BLOCK_BYTES, Blocks, CheckpointFolder, HostKey, IndexFolder, ScanOptions};
+use vmferry_content::{BLOCK_BYTES, Blocks, CheckpointFolder, HostKey, IndexError, IndexFolder, ScanOptions};
 use vmferry_core::page::BlockTable;
 
 use crate::agent::Config;
@@ -104,7 +104,14 @@ impl Known {
         match table {
             Ok(Some(table)) => return Arc::new(table),
             Ok(None) => tracing::warn!(source = self.source, "an index is gone"),
-            Err(error) => tracing::warn!(source = self.source, %error, "an index can't be used"),
+            Err(error) => {
+                tracing::warn!(source = self.source, %error, "an index can't be used");
+                if let IndexError::Unusable { .. } = error
+                    && let Err(error) = self.content.indexes.discard(&self.source)
+                {
+                    tracing::warn!(source = self.source, %error, "it stays");
+                }
+            }
         }
         self.content.set(&self.source, |source| source.state = State::Waiting);
         Arc::default()
