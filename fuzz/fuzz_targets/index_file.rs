@@ -21,6 +21,9 @@ fuzz_target!(|data: &[u8]| {
         bytes = [header, &hashes, checksums, &checksum.to_le_bytes()].concat();
     }
     if let Ok((header, checksums)) = IndexHeader::read(&mut Cursor::new(&bytes), bytes.len() as u64) {
-        assert_eq!(120 + 8 * (header.blocks + checksums.len() as u64 + 1), bytes.len() as u64);
+        assert_eq!(
+            120 + 8 * (header.blocks + checksums.len() as u64 + 1),
+            bytes.len() as u64
+        );
     }
 });
