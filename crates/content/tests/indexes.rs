@@ -80,7 +80,7 @@ fn a_damaged_index_is_told_once_and_built_anew() {
         .path();
     let damage = || {
         let mut bytes = fs::read(&file).unwrap();
-        bytes[125] ^= 1;
+        bytes[90] ^= 1;
         fs::write(&file, bytes).unwrap();
     };
     damage();
@@ -97,6 +97,36 @@ fn a_damaged_index_is_told_once_and_built_anew() {
     damage();
     assert_eq!(said(update(&indexes, "image", &image)), first);
     assert_eq!(said(indexes.load("image").unwrap().unwrap()), first);
+}
+
+/// What is damaged among the hashes is found when they are read.
+#[test]
+fn an_index_with_damaged_hashes_is_built_anew_once_that_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image(&folder.path().join("image"), 20_000);
+    let image = ImageFile::open(&path).unwrap();
+    let indexes = IndexFolder::open(folder.path().join("indexes"), 1 << 20).unwrap();
+    let whole = hashes(&update(&indexes, "image", &image));
+    let damage = || {
+        let file = fs::read_dir(folder.path().join("indexes")).unwrap().next().unwrap();
+        let file = file.unwrap().path();
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[125] ^= 1;
+        fs::write(&file, bytes).unwrap();
+    };
+    damage();
+    let found = indexes.load("image").unwrap().unwrap().hashes(0..1);
+    assert!(matches!(found, Err(IndexError::Unusable { .. })));
+    indexes.discard("image").unwrap();
+    assert!(indexes.load("image").unwrap().is_none());
+    assert_eq!(hashes(&update(&indexes, "image", &image)), whole);
+
+    // The image was written to: so some of the hashes are compared with it.
+    damage();
+    overwrite(&path, 19_999, 7);
+    let updated = hashes(&update(&indexes, "image", &image));
+    assert_eq!(updated[..19_999], whole[..19_999]);
+    assert_ne!(updated[19_999], whole[19_999]);
 }
 
 /// Little of a large disk is written: an index of it serves on, and only a digest, which is of all of it, does not.
@@ -141,7 +171,7 @@ fn a_few_blocks_written_are_no_reason_to_read_a_large_file_again() {
 fn the_index_unused_for_longest_makes_room() {
     let folder = tempfile::tempdir().unwrap();
     let image = ImageFile::open(&image(&folder.path().join("image"), 10)).unwrap();
-    let each = 120 + 10 * 8 + 8;
+    let each = 120 + 10 * 8 + 2 * 8;
     let open = |bytes_max| IndexFolder::open(folder.path().join("indexes"), bytes_max).unwrap();
     let indexes = open(2 * each);
     let age = |days: u64| {

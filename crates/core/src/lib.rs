@@ -10,10 +10,12 @@
 //! | [`handover`] | the four stages as state machines of source and target |
 //! | [`controller`] | when to stop the guest |
 //! | [`limits`] | every bound on what a peer, a guest or a stream can make us hold |
+//! | [`memory`] | what a migration takes of each host's memory, and may take |
 
 pub mod controller;
 pub mod handover;
 pub mod limits;
+pub mod memory;
 pub mod page;
 pub mod qemu;
 pub mod session;

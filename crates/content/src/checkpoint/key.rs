@@ -166,7 +166,7 @@ fn failed(_: Unspecified) -> io::Error {
 pub(super) enum Part {
     /// The block of this number.
     Block(u64),
-    /// The segment of records of this number.
+    /// The records of the group of this number.
     Records(u64),
 }
 

@@ -8,14 +8,14 @@ use crate::BLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"vmfmemry";
 /// One more for each change of the layout, the cipher or the hash.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Bytes of the header that say something. It takes a block of the file.
 pub const HEADER_BYTES: usize = 96;
 /// Bytes of it that the authentication code covers, and that the checksum covers.
 const FIELDS_BYTES: usize = 56;
 const CHECKED_BYTES: usize = 88;
-/// Records encrypted together.
-pub(super) const SEGMENT_RECORDS: u64 = 4096;
+/// Blocks in a group, which is followed by their tags and records.
+pub(super) const GROUP_BLOCKS: u64 = 4096;
 /// Bytes of a record: what is known of a block.
 pub(super) const RECORD_BYTES: usize = 32;
 
@@ -109,16 +109,14 @@ impl Header {
         Ok(header)
     }
 
-    /// Where the tag of a block stands.
-    pub(super) fn tag_offset(&self, block: u64) -> u64 {
-        block_offset(self.blocks).saturating_add(block.saturating_mul(TAG_BYTES as u64))
+    /// Groups of blocks. The last may have fewer than [`GROUP_BLOCKS`].
+    pub(super) fn groups(&self) -> u64 {
+        self.blocks.div_ceil(GROUP_BLOCKS)
     }
 
-    /// Where a segment of records stands, with its tag behind it.
-    pub(super) fn segment_offset(&self, segment: u64) -> u64 {
-        let whole = SEGMENT_RECORDS * RECORD_BYTES as u64 + TAG_BYTES as u64;
-        self.tag_offset(self.blocks)
-            .saturating_add(segment.saturating_mul(whole))
+    /// Blocks of a group.
+    pub(super) fn blocks_of(&self, group: u64) -> u64 {
+        GROUP_BLOCKS.min(self.blocks.saturating_sub(group * GROUP_BLOCKS))
     }
 
     /// Bytes of the file.
@@ -127,18 +125,39 @@ impl Header {
     }
 }
 
-/// Bytes of the file of a checkpoint of `blocks` blocks.
-pub(super) fn file_bytes(blocks: u64) -> u64 {
-    let segments = blocks.div_ceil(SEGMENT_RECORDS);
-    let for_each_block = (BLOCK_BYTES + TAG_BYTES + RECORD_BYTES) as u64;
-    (BLOCK_BYTES as u64)
-        .saturating_add(blocks.saturating_mul(for_each_block))
-        .saturating_add(segments.saturating_mul(TAG_BYTES as u64))
+/// Bytes behind a group of so many blocks: a tag and a record for each, and the records' tag.
+const fn tail_bytes(blocks: u64) -> u64 {
+    blocks * (TAG_BYTES + RECORD_BYTES) as u64 + TAG_BYTES as u64
 }
 
-/// Where a block stands.
+/// Bytes of a group in which nothing is missing, which end where a block could begin.
+const GROUP_BYTES: u64 =
+    GROUP_BLOCKS * BLOCK_BYTES as u64 + tail_bytes(GROUP_BLOCKS).next_multiple_of(BLOCK_BYTES as u64);
+
+/// Bytes of the file of a checkpoint of `blocks` blocks.
+pub(super) fn file_bytes(blocks: u64) -> u64 {
+    let (groups, rest) = (blocks / GROUP_BLOCKS, blocks % GROUP_BLOCKS);
+    let last = match rest {
+        0 => 0,
+        rest => rest * BLOCK_BYTES as u64 + tail_bytes(rest),
+    };
+    group_offset(groups).saturating_add(last)
+}
+
+fn group_offset(group: u64) -> u64 {
+    // The header takes a block.
+    group.saturating_mul(GROUP_BYTES).saturating_add(BLOCK_BYTES as u64)
+}
+
+/// Where a block stands: at a multiple of [`BLOCK_BYTES`].
 pub(super) fn block_offset(block: u64) -> u64 {
-    block.saturating_add(1).saturating_mul(BLOCK_BYTES as u64)
+    let ahead = block % GROUP_BLOCKS * BLOCK_BYTES as u64;
+    group_offset(block / GROUP_BLOCKS).saturating_add(ahead)
+}
+
+/// Where the tags of a group of so many blocks stand. Its records follow, and the records' tag.
+pub(super) fn tags_offset(group: u64, blocks: u64) -> u64 {
+    group_offset(group).saturating_add(blocks * BLOCK_BYTES as u64)
 }
 
 /// A record's bytes: the hash, the place, hashes of the pieces.

@@ -12,7 +12,7 @@ use vmferry_core::page::KeptBlock;
 use super::{
     CheckpointError, HostKey,
     key::{FileKey, Part, TAG_BYTES},
-    layout::{HEADER_BYTES, Header, HeaderError, RECORD_BYTES, SEGMENT_RECORDS, decode_record},
+    layout::{GROUP_BLOCKS, HEADER_BYTES, Header, HeaderError, RECORD_BYTES, block_offset, decode_record, tags_offset},
 };
 use crate::{BLOCK_BYTES, Blocks, Identity, ImageFile, aligned::AlignedBuffer, blocks::offset_of};
 
@@ -53,25 +53,41 @@ impl Checkpoint {
         })
     }
 
-    /// What is known of each block, in order.
+    /// Gives what is known of each block, in order, some at once.
     ///
     /// # Errors
     /// The system's, or the file was changed since it was written.
-    pub fn records(&self) -> io::Result<Vec<KeptBlock>> {
-        let mut records = Vec::with_capacity(self.header.blocks as usize);
-        for segment in 0..self.header.blocks.div_ceil(SEGMENT_RECORDS) {
-            let count = SEGMENT_RECORDS.min(self.header.blocks - segment * SEGMENT_RECORDS);
-            let mut encrypted = vec![0; count as usize * RECORD_BYTES + TAG_BYTES];
-            self.file
-                .read_exact_at(&mut encrypted, self.header.segment_offset(segment))?;
+    pub fn read_records(&self, each: &mut dyn FnMut(&[KeptBlock])) -> io::Result<()> {
+        for group in 0..self.header.groups() {
+            let blocks = self.header.blocks_of(group);
+            let mut encrypted = vec![0; blocks as usize * RECORD_BYTES + TAG_BYTES];
+            let offset = tags_offset(group, blocks) + blocks * TAG_BYTES as u64;
+            self.file.read_exact_at(&mut encrypted, offset)?;
             let Some((encrypted, tag)) = encrypted.split_last_chunk() else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
             let mut bytes = vec![0; encrypted.len()];
-            self.key.decrypt(Part::Records(segment), encrypted, tag, &mut bytes)?;
-            records.extend(bytes.as_chunks().0.iter().map(decode_record));
+            self.key.decrypt(Part::Records(group), encrypted, tag, &mut bytes)?;
+            let records: Vec<KeptBlock> = bytes.as_chunks().0.iter().map(decode_record).collect();
+            each(&records);
         }
-        Ok(records)
+        Ok(())
+    }
+
+    /// Reads blocks of one group.
+    fn read_in_group(&self, first: u64, into: &mut [u8]) -> io::Result<()> {
+        let (group, ahead) = (first / GROUP_BLOCKS, first % GROUP_BLOCKS);
+        let mut encrypted = AlignedBuffer::new(into.len());
+        self.image
+            .read(block_offset(first) / BLOCK_BYTES as u64, encrypted.bytes())?;
+        let mut tags = vec![0; into.len() / BLOCK_BYTES * TAG_BYTES];
+        let offset = tags_offset(group, self.header.blocks_of(group)) + ahead * TAG_BYTES as u64;
+        self.file.read_exact_at(&mut tags, offset)?;
+        let from = encrypted.bytes().chunks(BLOCK_BYTES).zip(tags.as_chunks().0);
+        for ((into, (from, tag)), number) in into.chunks_mut(BLOCK_BYTES).zip(from).zip(first..) {
+            self.key.decrypt(Part::Block(number), from, tag, into)?;
+        }
+        Ok(())
     }
 }
 
@@ -82,14 +98,13 @@ impl Blocks for Checkpoint {
 
     fn read(&self, first: u64, into: &mut [u8]) -> io::Result<()> {
         offset_of(first, into.len(), self.blocks())?;
-        let mut encrypted = AlignedBuffer::new(into.len());
-        // The header takes the file's first block.
-        self.image.read(first + 1, encrypted.bytes())?;
-        let mut tags = vec![0; into.len() / BLOCK_BYTES * TAG_BYTES];
-        self.file.read_exact_at(&mut tags, self.header.tag_offset(first))?;
-        let from = encrypted.bytes().chunks(BLOCK_BYTES).zip(tags.as_chunks().0);
-        for ((into, (from, tag)), number) in into.chunks_mut(BLOCK_BYTES).zip(from).zip(first..) {
-            self.key.decrypt(Part::Block(number), from, tag, into)?;
+        let (mut first, mut into) = (first, into);
+        while !into.is_empty() {
+            let blocks = GROUP_BLOCKS - first % GROUP_BLOCKS;
+            let bytes = into.len().min(blocks as usize * BLOCK_BYTES);
+            let (now, rest) = into.split_at_mut(bytes);
+            self.read_in_group(first, now)?;
+            (first, into) = (first + blocks, rest);
         }
         Ok(())
     }

@@ -8,12 +8,16 @@ use vmferry_core::page::{KeptBlock, Place};
 use super::{
     CheckpointError, CheckpointFolder, HostKey,
     key::{FileKey, KEY_BYTES, Part, TAG_BYTES, random},
-    layout::{Header, RECORD_BYTES, SEGMENT_RECORDS, block_offset, encode_record, file_bytes},
+    layout::{GROUP_BLOCKS, Header, block_offset, encode_record, file_bytes, tags_offset},
 };
 use crate::{BLOCK_BYTES, durable::Draft};
 
 /// Blocks written at once: 1 MiB.
 const PIECE_BLOCKS: usize = 256;
+const _: () = assert!(
+    (GROUP_BLOCKS as usize).is_multiple_of(PIECE_BLOCKS),
+    "a group ends where a piece does"
+);
 /// Bytes by which the file grows, so that the quota is looked at now and then.
 const GROWTH_BYTES: u64 = 64 << 20;
 
@@ -35,6 +39,9 @@ pub struct CheckpointWriter {
     full: bool,
     /// Encrypted blocks that are not written yet, less than [`PIECE_BLOCKS`].
     piece: Vec<u8>,
+    /// Blocks, those of the piece too.
+    blocks: u64,
+    /// Of the blocks of the last group, which go behind it.
     tags: Vec<[u8; TAG_BYTES]>,
     records: Vec<KeptBlock>,
 }
@@ -53,6 +60,7 @@ impl CheckpointWriter {
             failed: false,
             full: false,
             piece: Vec::with_capacity(PIECE_BLOCKS * BLOCK_BYTES),
+            blocks: 0,
             tags: Vec::new(),
             records: Vec::new(),
             path,
@@ -90,16 +98,18 @@ impl CheckpointWriter {
 
     /// Gives up the blocks that are not written yet. Their numbers are not used again: nothing is added any more.
     fn drop_piece(&mut self) {
-        let written = self.records.len() - self.piece.len() / BLOCK_BYTES;
+        let dropped = self.piece.len() / BLOCK_BYTES;
+        let written = self.records.len() - dropped;
         self.records.truncate(written);
         self.tags.truncate(written);
+        self.blocks -= dropped as u64;
         self.piece.clear();
         (self.failed, self.full) = (false, true);
     }
 
     /// Blocks in it so far.
     pub fn blocks(&self) -> u64 {
-        self.records.len() as u64
+        self.blocks
     }
 
     /// Makes it the checkpoint of its VM, durably.
@@ -112,22 +122,12 @@ impl CheckpointWriter {
             return Err(CheckpointError::Incomplete);
         }
         self.write_piece()?;
-        self.reserve_exactly(file_bytes(self.blocks()))?;
+        self.write_tail()?;
+        self.reserve_exactly(file_bytes(self.blocks))?;
         let header = Header {
             salt: self.salt,
-            blocks: self.blocks(),
+            blocks: self.blocks,
         };
-        self.write_at(self.tags.as_flattened(), header.tag_offset(0))?;
-        for (records, segment) in self.records.chunks(SEGMENT_RECORDS as usize).zip(0..) {
-            let mut bytes = Vec::with_capacity(records.len() * RECORD_BYTES + TAG_BYTES);
-            bytes.extend(records.iter().flat_map(encode_record));
-            let tag = self
-                .key
-                .encrypt(Part::Records(segment), &mut bytes)
-                .map_err(CheckpointError::io("encrypt", &self.path))?;
-            bytes.extend_from_slice(&tag);
-            self.write_at(&bytes, header.segment_offset(segment))?;
-        }
         self.write_at(&header.encode(&self.host_key), 0)?;
         let file = self.draft.file();
         // This host just took a guest in and has better use for the memory than a copy of what goes past the cache.
@@ -146,19 +146,23 @@ impl CheckpointWriter {
         self.piece.extend_from_slice(block);
         let tag = self
             .key
-            .encrypt(Part::Block(self.blocks()), &mut self.piece[start..])
+            .encrypt(Part::Block(self.blocks), &mut self.piece[start..])
             .map_err(CheckpointError::io("encrypt", &self.path))?;
         self.tags.push(tag);
         self.records.push(record);
+        self.blocks += 1;
         if self.piece.len() == PIECE_BLOCKS * BLOCK_BYTES {
             self.write_piece()?;
+        }
+        if self.records.len() == GROUP_BLOCKS as usize {
+            self.write_tail()?;
         }
         Ok(())
     }
 
     fn write_piece(&mut self) -> Result<(), CheckpointError> {
-        let first = self.blocks() - (self.piece.len() / BLOCK_BYTES) as u64;
-        let bytes = file_bytes(self.blocks());
+        let first = self.blocks - (self.piece.len() / BLOCK_BYTES) as u64;
+        let bytes = file_bytes(self.blocks);
         if bytes > self.room {
             // In steps while the quota has room for them.
             match self.reserve_exactly(bytes.saturating_add(GROWTH_BYTES)) {
@@ -168,6 +172,29 @@ impl CheckpointWriter {
         }
         self.write_at(&self.piece, block_offset(first))?;
         self.piece.clear();
+        Ok(())
+    }
+
+    /// Writes what is known of the blocks of the last group behind them; there is room for it, and no piece is left.
+    fn write_tail(&mut self) -> Result<(), CheckpointError> {
+        let count = self.records.len() as u64;
+        let Some(group) = self
+            .blocks
+            .checked_sub(1)
+            .map(|last| last / GROUP_BLOCKS)
+            .filter(|_| count > 0)
+        else {
+            return Ok(());
+        };
+        let mut records: Vec<u8> = self.records.iter().flat_map(encode_record).collect();
+        let tag = self
+            .key
+            .encrypt(Part::Records(group), &mut records)
+            .map_err(CheckpointError::io("encrypt", &self.path))?;
+        let tail = [self.tags.as_flattened(), &records, &tag].concat();
+        self.write_at(&tail, tags_offset(group, count))?;
+        self.tags.clear();
+        self.records.clear();
         Ok(())
     }
 

@@ -2,25 +2,27 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use crate::Identity;
 
 const MAGIC: [u8; 8] = *b"vmfindex";
 /// One more for each change of the layout or of the hash.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const FLAG_DIGEST: u32 = 1;
 pub(super) const HEADER_BYTES: usize = 120;
 const HASH_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 8;
-/// Bytes read or written at once.
+/// Bytes of hashes that have a checksum together, and are read or written at once.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
+/// Hashes in them.
+const PIECE_BLOCKS: u64 = (PIECE_BYTES / HASH_BYTES) as u64;
 
 /// Why an index is not read or written.
 #[derive(Debug, thiserror::Error)]
@@ -88,32 +90,40 @@ impl IndexError {
     }
 }
 
-/// A weak hash of each block of a source, as it was found at some time. The hashes stay in the file.
+/// A weak hash of each block of a source, as it was found at some time. The hashes stay in the file, in pieces: whether one is
+/// what was written is seen when it is read.
 #[derive(Debug)]
 pub struct Index {
     header: IndexHeader,
+    /// Of each piece.
+    checksums: Vec<u64>,
     file: File,
     path: PathBuf,
 }
 
 impl Index {
-    /// Opens the index in the file `path`, and reads all of it to see that it is whole. Whether it is of the source that is
-    /// there now, its identity tells.
+    /// Opens the index in the file `path`, and reads all but the hashes. Whether it is of the source that is there now, its
+    /// identity tells.
     ///
     /// # Errors
     /// [`IndexError`].
     pub fn open(path: &Path) -> Result<Self, IndexError> {
         let file = File::open(path).map_err(IndexError::io("open", path))?;
         let bytes = file.metadata().map_err(IndexError::io("look at", path))?.len();
-        let header = IndexHeader::read(&mut &file, bytes).map_err(|reason| IndexError::Unusable {
+        let (header, checksums) = IndexHeader::read(&mut &file, bytes).map_err(|reason| IndexError::Unusable {
             path: path.to_owned(),
             reason,
         })?;
-        Ok(Self::new(header, file, path.to_owned()))
+        Ok(Self::new(header, checksums, file, path.to_owned()))
     }
 
-    pub(super) fn new(header: IndexHeader, file: File, path: PathBuf) -> Self {
-        Self { header, file, path }
+    pub(super) fn new(header: IndexHeader, checksums: Vec<u64>, file: File, path: PathBuf) -> Self {
+        Self {
+            header,
+            checksums,
+            file,
+            path,
+        }
     }
 
     /// What it says of its source.
@@ -125,20 +135,31 @@ impl Index {
     /// all zero, a hole, or could not be read.
     ///
     /// # Errors
-    /// [`IndexError::Io`].
+    /// [`IndexError::Io`]; [`IndexError::Unusable`], if what it has of them is not what was written.
     pub fn hashes(&self, blocks: Range<u64>) -> Result<Vec<u64>, IndexError> {
         let start = blocks.start.min(self.header.blocks);
-        let count = blocks.end.min(self.header.blocks).saturating_sub(start);
-        let mut bytes = vec![0; HASH_BYTES * count as usize];
-        self.file
-            .read_exact_at(&mut bytes, file_offset(start))
-            .map_err(IndexError::io("read", &self.path))?;
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|hash| u64::from_le_bytes(*hash))
-            .collect())
+        let end = blocks.end.min(self.header.blocks).max(start);
+        let mut hashes = Vec::with_capacity((end - start) as usize);
+        let mut bytes = vec![0; PIECE_BYTES];
+        for number in start / PIECE_BLOCKS..end.div_ceil(PIECE_BLOCKS) {
+            let first = number * PIECE_BLOCKS;
+            let count = PIECE_BLOCKS.min(self.header.blocks - first);
+            let piece = &mut bytes[..count as usize * HASH_BYTES];
+            self.file
+                .read_exact_at(piece, file_offset(first))
+                .map_err(IndexError::io("read", &self.path))?;
+            if self.checksums.get(number as usize) != Some(&xxh3_64(piece)) {
+                return Err(IndexError::Unusable {
+                    path: self.path.clone(),
+                    reason: Unusable::Damaged,
+                });
+            }
+            let wanted = start.max(first) - first..end.min(first + count) - first;
+            let (all, _) = piece.as_chunks();
+            let wanted = &all[wanted.start as usize..wanted.end as usize];
+            hashes.extend(wanted.iter().map(|hash| u64::from_le_bytes(*hash)));
+        }
+        Ok(hashes)
     }
 }
 
@@ -151,7 +172,15 @@ fn file_offset(block: u64) -> u64 {
 
 /// Bytes of the file of an index of `blocks` blocks.
 pub(super) fn file_bytes(blocks: u64) -> u64 {
-    file_offset(blocks).saturating_add(CHECKSUM_BYTES as u64)
+    file_offset(blocks).saturating_add((blocks.div_ceil(PIECE_BLOCKS) + 1) * CHECKSUM_BYTES as u64)
+}
+
+/// The checksum of everything but the hashes: of the checksums of their pieces, and of the header.
+pub(super) fn checksum(header: &[u8; HEADER_BYTES], checksums: &[u8]) -> u64 {
+    let mut checksum = Xxh3Default::new();
+    checksum.update(checksums);
+    checksum.update(header);
+    checksum.digest()
 }
 
 /// What an index says of its source as a whole.
@@ -167,11 +196,12 @@ pub struct IndexHeader {
 }
 
 impl IndexHeader {
-    /// Reads a whole index of `bytes` bytes, and checks that all of it is what was written.
+    /// Reads an index of `bytes` bytes but for its hashes, and checks that it is what was written. Returns the checksums of the
+    /// pieces of its hashes, too.
     ///
     /// # Errors
     /// [`Unusable`].
-    pub fn read(reader: &mut impl Read, bytes: u64) -> Result<Self, Unusable> {
+    pub fn read(reader: &mut (impl Read + Seek), bytes: u64) -> Result<(Self, Vec<u64>), Unusable> {
         if bytes < MAGIC.len() as u64 {
             return Err(Unusable::NotAnIndex);
         }
@@ -191,22 +221,20 @@ impl IndexHeader {
         reader.read_exact(rest)?;
         let header = Self::decode(&encoded)?;
         of_length(file_bytes(header.blocks))?;
-        let mut checksum = Xxh3Default::new();
-        let mut piece = vec![0; PIECE_BYTES];
-        let mut missing = bytes - (HEADER_BYTES + CHECKSUM_BYTES) as u64;
-        while missing > 0 {
-            let piece = &mut piece[..missing.min(PIECE_BYTES as u64) as usize];
-            reader.read_exact(piece)?;
-            checksum.update(piece);
-            missing -= piece.len() as u64;
+        reader.seek(SeekFrom::Start(file_offset(header.blocks)))?;
+        let missing = bytes.saturating_sub(file_offset(header.blocks));
+        let mut checksums = Vec::new();
+        // Not allocated before it is there.
+        if reader.take(missing).read_to_end(&mut checksums)? as u64 != missing {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        checksum.update(&encoded);
-        let mut written = [0; CHECKSUM_BYTES];
-        reader.read_exact(&mut written)?;
-        match checksum.digest() == u64::from_le_bytes(written) {
-            true => Ok(header),
-            false => Err(Unusable::Damaged),
+        let (checksums, written) = checksums.split_last_chunk().ok_or(Unusable::Damaged)?;
+        if checksum(&encoded, checksums) != u64::from_le_bytes(*written) {
+            return Err(Unusable::Damaged);
         }
+        let (checksums, _) = checksums.as_chunks();
+        let checksums = checksums.iter().map(|checksum| u64::from_le_bytes(*checksum));
+        Ok((header, checksums.collect()))
     }
 
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {

@@ -25,7 +25,7 @@ pub struct IndexFolder {
 
 impl IndexFolder {
     /// Opens it, and makes it if there is none. At most one process may use it. `bytes_max` is for all indexes together;
-    /// each takes 8 bytes for each block of its source.
+    /// each takes little more than 8 bytes for each block of its source.
     ///
     /// # Errors
     /// [`IndexError::Io`].
@@ -95,7 +95,11 @@ impl IndexFolder {
                 _ if options.digest && kept.header().digest.is_none() => false,
                 Change::Nothing => true,
                 // A digest is of all that is there.
-                Change::Content | Change::Unknown => !options.digest && is_current(content, &kept, options, cancel)?,
+                Change::Content | Change::Unknown if options.digest => false,
+                Change::Content | Change::Unknown => match is_current(content, &kept, options, cancel) {
+                    Err(ScanError::Index(IndexError::Unusable { .. })) => false,
+                    current => current?,
+                },
                 Change::Another => false,
             };
             if serves {
@@ -107,6 +111,15 @@ impl IndexFolder {
         self.make_room(bytes, &path)
             .map_err(IndexError::io("make room for", &path))?;
         scan(content, earlier.as_ref(), &path, options, cancel, progress)
+    }
+
+    /// Removes the index of `source`, of which some of the hashes were found to be of no use.
+    ///
+    /// # Errors
+    /// [`IndexError::Io`].
+    pub fn discard(&self, source: &str) -> Result<(), IndexError> {
+        let path = self.path(source);
+        durable::remove(&path).map_err(IndexError::io("remove", &path))
     }
 
     fn path(&self, source: &str) -> PathBuf {

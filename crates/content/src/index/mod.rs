@@ -13,8 +13,7 @@
 //!
 //! # What bringing up to date costs
 //!
-//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`, and reading its
-//! index. Of any other of 64 MiB or more, 1024 blocks are read that nobody can foresee. If more than one in 32 of those that
+//! A source that tells that it was not written to ([`Change::Nothing`](crate::Change)) costs one `stat`. Of any other of 64 MiB or more, 1024 blocks are read that nobody can foresee. If more than one in 32 of those that
 //! hold something changed, it is read again as far as it is allocated, at the pace that the operator allows, and hashed; that
 //! is as long as the first time, and meanwhile the earlier index serves. An image's digest says of every block what it holds,
 //! so an image that was written to is read again at once.

@@ -163,7 +163,10 @@ impl Scan<'_> {
             piece.chunks(BLOCK_BYTES).map(block_hash).collect()
         } else {
             self.is_whole = false;
-            let mut known = self.earlier.map_or(Ok(Vec::new()), |earlier| earlier.hashes(blocks))?;
+            let mut known = match self.earlier.map(|earlier| earlier.hashes(blocks)) {
+                None | Some(Err(IndexError::Unusable { .. })) => Vec::new(),
+                Some(known) => known?,
+            };
             known.resize(count, 0);
             known
         };

@@ -25,25 +25,28 @@ const PACKED_HASH_BITS: u32 = 40;
 pub(super) const PACKED_BYTES: usize = PACKED_HASH_BITS as usize / 8;
 
 impl BlockTable {
+    /// Memory that each block takes, bytes, at the most, also while a table is made.
+    pub const BYTES_PER_BLOCK_MAX: u64 = 9;
+
     /// A table of the blocks with these hashes ([`block_hash`](super::content::block_hash)), numbered from 0; those of hash 0 are
     /// left out.
     pub fn new(hashes: &[u64]) -> Self {
-        Self::with_precision(hashes, u64::BITS)
+        Self::with_precision(hashes.iter().copied(), u64::BITS)
     }
 
-    fn with_precision(hashes: &[u64], hash_bits: u32) -> Self {
-        let count = hashes.iter().filter(|hash| **hash != 0).count();
+    fn with_precision(hashes: impl Iterator<Item = u64> + Clone, hash_bits: u32) -> Self {
+        let count = hashes.clone().filter(|hash| *hash != 0).count();
         let numbered = || {
             // A block's number takes 32 bits of its entry: 16 TiB.
             let numbers = 0..=u32::MAX;
-            numbers.zip(hashes).filter(|(_, hash)| **hash != 0)
+            numbers.zip(hashes.clone()).filter(|(_, hash)| *hash != 0)
         };
         // About eight to a bucket.
         let bits = (count / 8).checked_ilog2().unwrap_or(0).max(1);
         let bucket = |hash: u64| (hash >> (u64::BITS - bits)) as usize;
         let mut starts = vec![0u32; (1 << bits) + 1];
         for (_, hash) in numbered() {
-            let length = &mut starts[bucket(*hash) + 1];
+            let length = &mut starts[bucket(hash) + 1];
             *length = (*length + 1).min(BUCKET_MAX);
         }
         for index in 1..starts.len() {
@@ -57,15 +60,15 @@ impl BlockTable {
             hash_bits,
             len: 0,
         };
-        let mut filled = vec![0u32; 1 << bits];
+        let mut filled = vec![0u8; 1 << bits];
         for (block, hash) in numbered() {
-            let (bucket, tag) = (bucket(*hash), table.tag(*hash));
+            let (bucket, tag) = (bucket(hash), table.tag(hash));
             let start = table.starts[bucket] as usize;
-            let has_room = start + (filled[bucket] as usize) < table.starts[bucket + 1] as usize;
-            let entries = &mut table.entries[start..start + filled[bucket] as usize];
+            let has_room = start + usize::from(filled[bucket]) < table.starts[bucket + 1] as usize;
+            let entries = &mut table.entries[start..start + usize::from(filled[bucket])];
             // A content that an image repeats without end would fill its bucket with itself.
             if has_room && entries.iter().all(|entry| entry >> 32 != tag) {
-                table.entries[start + filled[bucket] as usize] = tag << 32 | u64::from(block);
+                table.entries[start + usize::from(filled[bucket])] = tag << 32 | u64::from(block);
                 filled[bucket] += 1;
                 table.len += 1;
             }
@@ -119,13 +122,10 @@ impl BlockTable {
     /// The table of [packed](Self::pack) hashes; an incomplete one at the end is left out.
     pub(super) fn unpacked(packed: &[u8]) -> Self {
         let (hashes, _) = packed.as_chunks::<PACKED_BYTES>();
-        let hashes: Vec<u64> = hashes
-            .iter()
-            .map(|bytes| {
-                bytes.iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte)) << (u64::BITS - PACKED_HASH_BITS)
-            })
-            .collect();
-        Self::with_precision(&hashes, PACKED_HASH_BITS)
+        let hashes = hashes.iter().map(|bytes| {
+            bytes.iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte)) << (u64::BITS - PACKED_HASH_BITS)
+        });
+        Self::with_precision(hashes, PACKED_HASH_BITS)
     }
 }
 

@@ -95,6 +95,12 @@ impl Catalog {
         self
     }
 
+    /// Memory that this takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        let tables = |source: &Source| source.table.memory_bytes() + source.earlier.memory_bytes();
+        self.sources.iter().map(tables).sum()
+    }
+
     /// Refers those of the batch's pages that the target would have to be sent to blocks that it can read. `blocks` is the
     /// stream's list. Lanes do this at the same time.
     pub fn refer(&self, batch: &Batch, blocks: &[Block], fingerprints: &[Fingerprint], classes: &mut [Class]) {

@@ -21,6 +21,7 @@ use super::{
     delta::{self, LINES},
     payload::{Reader, put_varint},
 };
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Pieces of a block.
@@ -97,42 +98,75 @@ impl KeptBlock {
     }
 }
 
-/// What crosses the wire of these blocks, in at most `bytes_max` bytes; `None` if not even the hashes of all have room.
-pub fn pack(blocks: &[KeptBlock], bytes_max: usize) -> Option<Vec<u8>> {
-    let mut packed = u32::try_from(blocks.len()).ok()?.to_be_bytes().to_vec();
-    if packed.len() + blocks.len() * PACKED_BYTES > bytes_max {
-        return None;
+/// What crosses the wire of so many blocks, in at most `bytes_max` bytes; `None` if not even the hashes of all have room.
+/// `read` gives all blocks in order, some at once, and is called twice, so that they need not be in memory.
+///
+/// # Errors
+/// That of `read`.
+pub fn pack<E>(
+    blocks: u64,
+    bytes_max: usize,
+    mut read: impl FnMut(&mut dyn FnMut(&[KeptBlock])) -> Result<(), E>,
+) -> Result<Option<Vec<u8>>, E> {
+    let (Ok(count), Ok(blocks)) = (u32::try_from(blocks), usize::try_from(blocks)) else {
+        return Ok(None);
+    };
+    let hashes_bytes = size_of_val(&count) + blocks.saturating_mul(PACKED_BYTES);
+    if hashes_bytes > bytes_max {
+        return Ok(None);
     }
-    BlockTable::pack(blocks.iter().map(|block| block.hash), &mut packed);
+    // At once, because a vector that grows has its content twice. What is not filled takes no memory.
+    let mut packed = Vec::with_capacity(bytes_max.min(hashes_bytes + blocks * (RUN_BYTES_MAX + PIECES)));
+    packed.extend_from_slice(&count.to_be_bytes());
+    read(&mut |blocks| BlockTable::pack(blocks.iter().map(|block| block.hash), &mut packed))?;
     let mut end = Place::default();
-    for run in blocks.chunk_by(|block, next| block.place.ahead(1) == next.place) {
-        let room = (bytes_max - packed.len()).saturating_sub(RUN_BYTES_MAX) / PIECES;
-        // Behind a run that is cut there is no room for another.
-        let run = &run[..run.len().min(room)];
-        let Some(first) = run.first() else { break };
-        put_varint(first.place.0.wrapping_sub(end.0), &mut packed);
-        put_varint(run.len() as u64, &mut packed);
-        packed.extend(run.iter().flat_map(|block| block.pieces.0));
-        end = first.place.ahead(run.len() as u64);
-    }
-    Some(packed)
+    let mut has_room = packed.len() <= bytes_max;
+    read(&mut |blocks| {
+        for run in blocks.chunk_by(|block, next| block.place.ahead(1) == next.place) {
+            let room = bytes_max.saturating_sub(packed.len() + RUN_BYTES_MAX) / PIECES;
+            let whole = run.len() <= room;
+            // Behind a run that is cut there is no room for another: blocks are numbered as they come.
+            let run = &run[..if has_room { run.len().min(room) } else { 0 }];
+            has_room &= whole;
+            let Some(first) = run.first() else { break };
+            put_varint(first.place.0.wrapping_sub(end.0), &mut packed);
+            put_varint(run.len() as u64, &mut packed);
+            packed.extend(run.iter().flat_map(|block| block.pieces.0));
+            end = first.place.ahead(run.len() as u64);
+        }
+    })?;
+    Ok(Some(packed))
 }
 
-/// The tables of what was [packed](pack). Any bytes are some; what is incomplete is left out.
-pub fn unpack(packed: &[u8]) -> (BlockTable, EarlierTable) {
-    let mut reader = Reader::new(packed);
-    let blocks = reader.u32().unwrap_or_default() as usize;
-    let hashes = reader.bytes(blocks.saturating_mul(PACKED_BYTES)).unwrap_or_default();
-    (BlockTable::unpacked(hashes), EarlierTable::read(&mut reader))
+/// The tables of what was [packed](pack), made in at most `bytes_max` bytes or those of `packed`: what has no room is left out,
+/// from the end. Any bytes are some tables; what is incomplete is left out, too.
+pub fn unpack(mut packed: Vec<u8>, bytes_max: usize) -> (BlockTable, EarlierTable) {
+    const COUNT_BYTES: usize = size_of::<u32>();
+    const TABLE_BYTES: usize = BlockTable::BYTES_PER_BLOCK_MAX as usize;
+    let blocks = Reader::new(&packed).u32().unwrap_or_default() as usize;
+    let in_table = blocks.min(bytes_max.saturating_sub(COUNT_BYTES) / (PACKED_BYTES + TABLE_BYTES));
+    let hashes_bytes = COUNT_BYTES + in_table * PACKED_BYTES;
+    let room = bytes_max.saturating_sub(in_table * TABLE_BYTES);
+    packed.truncate(room.saturating_sub(room / RUNS_PART).max(hashes_bytes));
+    packed.shrink_to_fit();
+    let table = BlockTable::unpacked(packed.get(COUNT_BYTES..hashes_bytes).unwrap_or_default());
+    let runs_at = COUNT_BYTES.saturating_add(blocks.saturating_mul(PACKED_BYTES));
+    let runs_max = room.saturating_sub(packed.len()) / RUN_MEMORY_BYTES_MAX;
+    (table, EarlierTable::compacted(packed, runs_at, runs_max))
 }
+
+/// Of the memory for earlier versions, one byte in so many is for runs, if there are many.
+const RUNS_PART: usize = 8;
+/// Memory of a run: a vector that grows has its content twice, and as much room again.
+const RUN_MEMORY_BYTES_MAX: usize = 3 * size_of::<Run>();
 
 /// Earlier versions of pages, by where they were: 16 bytes for each, and as many for each run of neighbours.
 #[derive(Debug, Default)]
 pub struct EarlierTable {
     /// By place.
     runs: Vec<Run>,
-    /// Of each block, from block 0 on.
-    pieces: Vec<Pieces>,
+    /// [`Pieces`] of each block, from block 0 on.
+    pieces: Vec<u8>,
 }
 
 /// Blocks that were neighbours and are.
@@ -144,21 +178,31 @@ struct Run {
 }
 
 impl EarlierTable {
-    fn read(reader: &mut Reader<'_>) -> Self {
-        let mut table = Self::default();
+    /// Of what is packed, in the same memory, but for the runs: so many of these at most. They begin at byte `runs_at`.
+    fn compacted(mut packed: Vec<u8>, runs_at: usize, runs_max: usize) -> Self {
+        let (mut runs, mut blocks, mut read) = (Vec::<Run>::new(), 0, runs_at);
         let mut end = Place::default();
-        while let Some((run, pieces)) = Run::read(reader, end, table.pieces.len()) {
-            end = run.place.ahead(pieces.len() as u64);
-            table.pieces.extend(pieces.iter().copied().map(Pieces));
-            table.runs.push(run);
+        while let Some((run, pieces)) = packed.get(read..).and_then(|rest| Run::read(rest, end, blocks)) {
+            let pieces = read + pieces.start..read + pieces.end;
+            (read, end) = (pieces.end, run.place.ahead(u64::from(run.count)));
+            packed.copy_within(pieces, blocks * PIECES);
+            let count = run.count;
+            // Long runs come in parts.
+            let goes_on = |last: &&mut Run| last.place.ahead(u64::from(last.count)) == run.place;
+            if let Some(last) = runs.last_mut().filter(goes_on) {
+                last.count += count;
+            } else if runs.len() < runs_max {
+                runs.push(run);
+            } else {
+                break;
+            }
+            blocks += count as usize;
         }
-        table.runs.sort_unstable_by_key(|run| run.place);
-        table
-    }
-
-    /// Memory that this takes, bytes.
-    pub fn memory_bytes(&self) -> usize {
-        self.runs.capacity() * size_of::<Run>() + self.pieces.capacity() * size_of::<Pieces>()
+        packed.truncate(blocks * PIECES);
+        packed.shrink_to_fit();
+        runs.shrink_to_fit();
+        runs.sort_unstable_by_key(|run| run.place);
+        Self { runs, pieces: packed }
     }
 
     /// The block that has an earlier version of the page at that place, and the lines in which the two differ as far as hashes
@@ -171,24 +215,33 @@ impl EarlierTable {
             return None;
         }
         let block = u64::from(run.block) + ahead;
-        let changed = Pieces::of(page).changed(self.pieces.get(block as usize)?);
+        let (all, _) = self.pieces.as_chunks();
+        let changed = Pieces::of(page).changed(&Pieces(*all.get(block as usize)?));
         // A page in which nothing seems to have changed would have been found by its own hash.
         (changed != 0 && delta::is_close(changed)).then_some((block, changed))
+    }
+
+    /// Memory that this takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.runs.capacity() * size_of::<Run>() + self.pieces.capacity()
     }
 }
 
 impl Run {
-    /// The next run, of blocks from `block` on, and their pieces; `None` if there are no more.
-    fn read<'a>(reader: &mut Reader<'a>, end: Place, block: usize) -> Option<(Self, &'a [[u8; PIECES]])> {
+    /// The run that `packed` begins with, of blocks from `block` on, and where their pieces stand; `None` if there are no more.
+    fn read(packed: &[u8], end: Place, block: usize) -> Option<(Self, Range<usize>)> {
+        let mut reader = Reader::new(packed);
         let place = end.ahead(reader.varint()?);
-        let count = usize::try_from(reader.varint()?).ok().filter(|count| *count > 0)?;
-        let (pieces, _) = reader.bytes(count.checked_mul(PIECES)?)?.as_chunks();
+        let count = u32::try_from(reader.varint()?).ok().filter(|count| *count > 0)?;
+        let pieces_bytes = (count as usize).checked_mul(PIECES)?;
+        let start = packed.len() - reader.bytes_left();
+        reader.bytes(pieces_bytes)?;
         let run = Self {
             place,
             block: u32::try_from(block).ok()?,
-            count: u32::try_from(count).ok()?,
+            count,
         };
-        Some((run, pieces))
+        Some((run, start..start + pieces_bytes))
     }
 }
 
@@ -196,6 +249,7 @@ impl Run {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::convert::Infallible;
 
     fn page(seed: u64) -> Vec<u8> {
         let mut page = vec![0; BLOCK_BYTES];
@@ -215,6 +269,15 @@ mod tests {
             .collect()
     }
 
+    fn packed(blocks: &[KeptBlock], bytes_max: usize) -> Option<Vec<u8>> {
+        // Some at once, as they come from a file.
+        let read = |each: &mut dyn FnMut(&[KeptBlock])| {
+            blocks.chunks(64).for_each(each);
+            Ok::<_, Infallible>(())
+        };
+        pack(blocks.len() as u64, bytes_max, read).unwrap()
+    }
+
     /// Checkpoints keep these hashes over versions of this program.
     #[test]
     fn places_and_pieces_stay_what_they_are() {
@@ -225,7 +288,7 @@ mod tests {
     #[test]
     fn the_pieces_that_changed_are_told_if_they_are_few() {
         let kept = KeptBlock::new(Place::new("ram", 8192), &page(1));
-        let (_, table) = unpack(&pack(&[kept], 1000).unwrap());
+        let (_, table) = unpack(packed(&[kept], 1000).unwrap(), usize::MAX);
         let changed = |places: &[usize]| {
             let mut page = page(1);
             places.iter().for_each(|place| page[*place] ^= 1);
@@ -246,9 +309,9 @@ mod tests {
         let numbers: Vec<u64> = (0..200).step_by(2).collect();
         let blocks = blocks(&numbers);
         let found = |bytes_max| {
-            let packed = pack(&blocks, bytes_max)?;
+            let packed = packed(&blocks, bytes_max)?;
             assert!(packed.len() <= bytes_max);
-            let (table, earlier) = unpack(&packed);
+            let (table, earlier) = unpack(packed, usize::MAX);
             assert_eq!(table.len(), blocks.len());
             let is_found = |(block, number): &(&KeptBlock, &u64)| {
                 assert_eq!(earlier.find(block.place, &page(u64::MAX)), None, "nothing is the same");
@@ -265,6 +328,25 @@ mod tests {
         assert_eq!(found(usize::MAX), Some(100));
     }
 
+    #[test]
+    fn tables_take_no_more_memory_than_they_may() {
+        let blocks = blocks(&(0..6000).step_by(2).collect::<Vec<_>>());
+        let all = packed(&blocks, usize::MAX).unwrap();
+        for bytes_max in [0, 10, 4 + 14 * 1000, 4 + 14 * 3000, 60_000, 80_000, 200_000] {
+            let (table, earlier) = unpack(all.clone(), bytes_max);
+            let found = blocks.iter().filter(|block| table.find(block.hash).is_some()).count();
+            assert_eq!(
+                found,
+                blocks.len().min(bytes_max.saturating_sub(4) / 14),
+                "in {bytes_max} bytes"
+            );
+            let least = BlockTable::new(&[]).memory_bytes();
+            assert!(table.memory_bytes() + earlier.memory_bytes() <= bytes_max.max(least));
+        }
+        let (_, earlier) = unpack(all, 400_000);
+        assert_eq!(earlier.pieces.len(), blocks.len() * PIECES);
+    }
+
     proptest! {
         #[test]
         fn every_block_is_found_where_it_was(places in prop::collection::hash_set(0u64..300, 0..150)) {
@@ -273,9 +355,9 @@ mod tests {
             sorted.sort_unstable_by_key(|place| (place % 2, *place));
             for places in [places, sorted] {
                 let blocks = blocks(&places);
-                let packed = pack(&blocks, usize::MAX).unwrap();
+                let packed = packed(&blocks, usize::MAX).unwrap();
                 prop_assert!(packed.len() <= 4 + blocks.len() * TABLE_BYTES_PER_BLOCK_MAX);
-                let (table, earlier) = unpack(&packed);
+                let (table, earlier) = unpack(packed, usize::MAX);
                 for ((number, block), place) in (0..).zip(&blocks).zip(&places) {
                     prop_assert_eq!(table.find(block.hash), Some(number));
                     let mut page = page(*place);
@@ -287,7 +369,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_tables(packed in prop::collection::vec(any::<u8>(), 0..200), place: u64) {
-            let (_, earlier) = unpack(&packed);
+            let (_, earlier) = unpack(packed, usize::MAX);
             earlier.find(Place(place), &page(0));
         }
     }

@@ -8,6 +8,7 @@
 //! | [`fingerprint`] | when two pages count as equal |
 //! | `hash_pages` | BLAKE3 of many pages at once |
 //! | [`known`] | what the target holds already |
+//! | `places` | where each content was sent, for that |
 //! | [`catalog`] | what stands in disks, images and checkpoints that the target reads for itself |
 //! | [`block_table`] | where in one of those some content is |
 //! | [`content`] | the blocks that those are made of |
@@ -58,6 +59,7 @@ pub mod lines;
 pub mod lz;
 pub mod page_set;
 pub mod payload;
+mod places;
 pub mod reading;
 mod ring;
 mod sparse;
@@ -80,5 +82,5 @@ pub use lines::LineHashes;
 pub use lz::{Codec, CodecSettings, Coders, Encoders, LzError};
 pub use page_set::PageSet;
 pub use reading::{Reading, Sending};
-pub use ring::RING_BATCHES;
+pub use ring::{RING_BATCHES, RING_MEMORY_BYTES_MAX};
 pub use stats::EncodingStats;

@@ -11,6 +11,12 @@ pub struct PageSet {
 }
 
 impl PageSet {
+    /// Memory that a guest of so many pages makes a set take, bytes, at the most.
+    pub fn memory_bytes_max(pages: u64) -> u64 {
+        let chunks = pages.div_ceil(64 * Sparse::<u64>::CHUNK);
+        chunks * Sparse::<u64>::CHUNK_BYTES as u64
+    }
+
     /// Adds a run of pages.
     pub fn insert(&mut self, block: BlockId, pages: Range<u64>) {
         let mut page = pages.start;

@@ -122,6 +122,7 @@ impl<'a> Reader<'a> {
         self.input.is_empty()
     }
 
+    /// Bytes left.
     pub(super) fn bytes_left(&self) -> usize {
         self.input.len()
     }

@@ -12,6 +12,8 @@ use std::{
 /// lie at most a socket's buffer and its own 32 KiB, which is far less. Small batches count for [more than they
 /// hold](charge); as QEMU cuts its stream, a section's header and footer at the least in each, those kept still hold more.
 const RING_BYTES: usize = 8 * 1024 * 1024;
+/// Memory of the batches kept, bytes, at the most, and of where pages are in them.
+pub const RING_MEMORY_BYTES_MAX: u64 = 2 * RING_BYTES as u64;
 /// Buffers kept for a caller that does not fetch them.
 const SPENT_MAX: usize = 8;
 /// How many batches before the current one are kept for sure, whatever they hold.

@@ -8,6 +8,9 @@ use std::{collections::HashMap, ops::Range};
 
 /// Entries allocated together: one chunk stands for 2 MiB of 4 KiB pages.
 const CHUNK: u64 = 512;
+/// Bytes from which on the standard allocator maps memory for each allocation, in whole pages.
+const MAPPED_BYTES: usize = 128 << 10;
+const MAPPED_PAGE_BYTES: usize = 4096;
 
 /// Entries by block and index; an entry never written is `T::default()`.
 #[derive(Debug, Default)]
@@ -16,8 +19,20 @@ pub(super) struct Sparse<T> {
 }
 
 impl<T: Copy + Default> Sparse<T> {
-    /// Memory that each chunk takes.
-    pub(super) const CHUNK_BYTES: usize = CHUNK as usize * size_of::<T>() + 2 * size_of::<(BlockId, u64, usize)>();
+    /// Entries allocated together.
+    pub(super) const CHUNK: u64 = CHUNK;
+    /// Memory that each chunk takes, at the most.
+    pub(super) const CHUNK_BYTES: usize = {
+        let entries = CHUNK as usize * size_of::<T>();
+        // Up to two places in the table of chunks, with a byte for each, and four while that grows.
+        let listed = 4 * (size_of::<((BlockId, u64), Box<[T]>)>() + 1);
+        let allocated = if entries < MAPPED_BYTES {
+            size_of::<[usize; 2]>()
+        } else {
+            MAPPED_PAGE_BYTES
+        };
+        entries + listed + allocated
+    };
 
     /// Whether the entry is allocated.
     pub(super) fn holds(&self, block: BlockId, index: u64) -> bool {

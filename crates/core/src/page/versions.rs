@@ -22,6 +22,11 @@ impl Versions {
         }
     }
 
+    /// Memory that hashes of all of so many pages take, bytes.
+    pub fn memory_bytes_max(pages: u64) -> u64 {
+        pages.div_ceil(Sparse::<LineHashes>::CHUNK) * Sparse::<LineHashes>::CHUNK_BYTES as u64
+    }
+
     /// The page is sent. Returns which lines differ from what it was sent as before, the first line's bit the lowest; this
     /// means something only if it was. `None` if there is no room.
     pub fn sent(&mut self, block: BlockId, page: u64, lines: &LineHashes) -> Option<u128> {

@@ -2,7 +2,7 @@
 
 use crate::stream::{BLOCKS, Content, PAGE, batches};
 use proptest::prelude::*;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 use vmferry_core::{
     page::{
         Ask, Assembler, Batch, Catalog, Codec, CodecSettings, Coders, Decoded, Decoder, Encoders, EncodingStats,
@@ -61,7 +61,12 @@ pub(crate) fn find(
 pub(crate) fn catalog() -> Catalog {
     let kept = |(number, block): (u64, &Vec<u8>)| KeptBlock::new(Place::new(BLOCKS[0].0, number * PAGE as u64), block);
     let kept: Vec<KeptBlock> = (0..).zip(&disk()).map(kept).collect();
-    let (table, earlier) = unpack(&pack(&kept, 1000).unwrap());
+    let read = |each: &mut dyn FnMut(&[KeptBlock])| {
+        each(&kept);
+        Ok::<_, Infallible>(())
+    };
+    let packed = pack(kept.len() as u64, 1000, read).unwrap().unwrap();
+    let (table, earlier) = unpack(packed, usize::MAX);
     Catalog::new(vec![Arc::default(), table.into()]).with_earlier(1, earlier)
 }
 

@@ -61,7 +61,8 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE")]
     pub index_space: Option<ByteSize>,
     /// Memory for indexes while a VM is moved away, for each: 17 bytes for each 4 KiB of its disks and of images, 8 where
-    /// they hold zeros. What it does not suffice for is sent [default: 256MiB].
+    /// they hold zeros, and up to 30 for each of what the target kept of the VM. What it does not suffice for is sent
+    /// [default: 256MiB].
     #[arg(long, value_name = "SIZE")]
     pub index_memory: Option<ByteSize>,
     /// Room in the state directory for memory of VMs that left, encrypted, so that little of it has to be sent if they come

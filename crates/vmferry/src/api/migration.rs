@@ -66,7 +66,7 @@ pub struct MigrateRequest {
     #[serde(default)]
     pub lanes: Option<usize>,
     /// Memory of the source's agent for hashes of pages as they were sent, so that pages sent again cross as differences,
-    /// bytes; an eighth of the guest's memory if absent, none if 0.
+    /// bytes; what all else leaves of an eighth of the guest's memory and 256 MiB if absent, none if 0.
     #[serde(default)]
     pub delta_memory_bytes: Option<u64>,
     /// The longest pause of the guest that is acceptable, milliseconds.

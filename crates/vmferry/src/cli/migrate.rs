@@ -35,8 +35,8 @@ pub struct MigrateArgs {
     /// TCP connections and encoding threads, 1 to 64 [default: by the host's processors].
     #[arg(long, value_name = "N")]
     lanes: Option<usize>,
-    /// Memory for hashes of pages as they were sent: those sent again cross as differences; 0B for none [default: an eighth of the
-    /// guest's].
+    /// Memory for hashes of pages as they were sent: those sent again cross as differences; 0B for none [default: what all else
+    /// leaves of an eighth of the guest's and 256MiB].
     #[arg(long, value_name = "SIZE")]
     delta_memory: Option<ByteSize>,
     /// The longest acceptable pause of the guest.

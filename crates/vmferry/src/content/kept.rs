@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmferry_content::{Blocks, CheckpointError, CheckpointFolder, CheckpointWriter};
-use vmferry_core::limits::CONTENT_TABLES_BYTES_MAX;
 use vmferry_core::page::{Place, earlier};
 
 /// How long a migration may be held up at its end to keep memory. What was kept until then is of use.
@@ -55,14 +54,16 @@ impl KeptMemory {
         }
     }
 
-    /// What is kept of a VM. It blocks its thread.
-    pub fn of(&self, vm: &str) -> Option<Kept> {
+    /// What is kept of a VM, with a table of at most `table_bytes_max` bytes. It blocks its thread.
+    pub fn of(&self, vm: &str, table_bytes_max: usize) -> Option<Kept> {
         let open = || -> Result<Option<Kept>, CheckpointError> {
             let Some(checkpoint) = self.0.checkpoint(vm)? else {
                 return Ok(None);
             };
-            let table = match checkpoint.records() {
-                Ok(records) => earlier::pack(&records, CONTENT_TABLES_BYTES_MAX).filter(|_| !records.is_empty()),
+            let blocks = checkpoint.blocks();
+            let packed = earlier::pack(blocks, table_bytes_max, |each| checkpoint.read_records(each));
+            let table = match packed {
+                Ok(table) => table.filter(|_| blocks > 0),
                 Err(error) => {
                     tracing::warn!(vm, %error, "memory that was kept can't be read");
                     self.0.remove(vm)?;

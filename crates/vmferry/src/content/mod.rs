@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch as latest;
-use vmferry_content::{BLOCK_BYTES, Blocks, CheckpointFolder, HostKey, IndexFolder, ScanOptions};
+use vmferry_content::{BLOCK_BYTES, Blocks, CheckpointFolder, HostKey, IndexError, IndexFolder, ScanOptions};
 use vmferry_core::page::BlockTable;
 
 use crate::agent::Config;
@@ -92,25 +92,41 @@ pub struct Known {
     pub name: ContentName,
     source: String,
     content: Arc<KnownContent>,
-    /// Memory for its table, bytes.
-    bytes_max: u64,
+    blocks: u64,
 }
 
 impl Known {
     /// The table of its blocks; empty if the index is gone meanwhile or can't be used, and then a new one is made for the next
-    /// migration. It takes a while for large ones. When several are made one after the other, they take no more memory than
-    /// the operator allows.
-    pub fn table(&self) -> Arc<BlockTable> {
+    /// migration. It takes a while for large ones.
+    fn table(&self, bytes_max: u64) -> Arc<BlockTable> {
         let index = self.content.indexes.load(&self.source);
-        let table = index.and_then(|index| index.map(|index| table::table(&index, self.bytes_max)).transpose());
+        let table = index.and_then(|index| index.map(|index| table::table(&index, bytes_max)).transpose());
         match table {
             Ok(Some(table)) => return Arc::new(table),
             Ok(None) => tracing::warn!(source = self.source, "an index is gone"),
-            Err(error) => tracing::warn!(source = self.source, %error, "an index can't be used"),
+            Err(error) => {
+                tracing::warn!(source = self.source, %error, "an index can't be used");
+                if let IndexError::Unusable { .. } = error
+                    && let Err(error) = self.content.indexes.discard(&self.source)
+                {
+                    tracing::warn!(source = self.source, %error, "it stays");
+                }
+            }
         }
         self.content.set(&self.source, |source| source.state = State::Waiting);
         Arc::default()
     }
+}
+
+/// The [table](Known::table) of each, made one after the other in `bytes_max` bytes of memory for all.
+pub fn tables(known: &[&Known], bytes_max: u64) -> Vec<Arc<BlockTable>> {
+    let blocks: Vec<u64> = known.iter().map(|known| known.blocks).collect();
+    let shares = table::shares(bytes_max, &blocks);
+    known
+        .iter()
+        .zip(shares)
+        .map(|(known, share)| known.table(share))
+        .collect()
 }
 
 impl KnownContent {
@@ -158,16 +174,18 @@ impl KnownContent {
                 let digest = usable(source)?.digest?;
                 Some((ContentName::image(&digest), source.clone()))
             });
-        let all: Vec<(ContentName, String)> = disks.chain(images).collect();
-        let blocks: Vec<u64> = all.iter().map(|(_, source)| sources[source].blocks).collect();
-        let shares = table::shares(self.tables_bytes_max, &blocks);
-        let known = |((name, source), bytes_max)| Known {
+        let known = |(name, source): (ContentName, String)| Known {
             name,
+            blocks: sources.get(&source).map_or(0, |known| known.blocks),
             source,
             content: self.clone(),
-            bytes_max,
         };
-        all.into_iter().zip(shares).map(known).collect()
+        disks.chain(images).map(known).collect()
+    }
+
+    /// Memory that the operator allows for all tables of a migration together, bytes.
+    pub fn tables_bytes_max(&self) -> u64 {
+        self.tables_bytes_max
     }
 
     /// Opens what a source refers its VM's pages to. It may name what this host's copy of the VM reads itself, and images that

@@ -31,11 +31,16 @@ pub(super) enum Heard {
     Lost(String),
 }
 
-/// A frame to be sent, and what it counts for while it waits.
-struct Say {
-    kind: Kind,
-    payload: Vec<u8>,
-    charge: usize,
+/// What is to be sent.
+enum Say {
+    /// A frame, and what it counts for while it waits.
+    Frame {
+        kind: Kind,
+        payload: Vec<u8>,
+        charge: usize,
+    },
+    /// The packed table of the content source of that number, in as many frames as it takes.
+    ContentTable(u16, Vec<u8>),
 }
 
 /// A control lane. Dropping it says what was still to be said, then closes it.
@@ -73,16 +78,9 @@ impl Mouth {
         self.send(Kind::ReturnPath, bytes);
     }
 
-    /// Sends the table of a content source, packed, in as many frames as it takes. Once for each lane, so that it does not count.
-    pub(super) fn content_table(&self, number: u16, packed: &[u8]) {
-        for part in packed.chunks(CONTENT_TABLE_FRAME_BYTES_MAX - size_of::<u16>()) {
-            let payload = [&number.to_be_bytes(), part].concat();
-            let _ = self.to_say.send(Say {
-                kind: Kind::ContentTable,
-                payload,
-                charge: 0,
-            });
-        }
+    /// Sends the table of a content source, packed. Once for each control lane, so that it does not count.
+    pub(super) fn content_table(&self, number: u16, packed: Vec<u8>) {
+        let _ = self.to_say.send(Say::ContentTable(number, packed));
     }
 
     /// A peer can make this side answer, and never read the answers: the lane is closed before they fill the memory.
@@ -92,7 +90,7 @@ impl Mouth {
             return self.closer.close();
         }
         // Fails when the lane is gone.
-        let _ = self.to_say.send(Say { kind, payload, charge });
+        let _ = self.to_say.send(Say::Frame { kind, payload, charge });
     }
 }
 
@@ -159,12 +157,18 @@ fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>, waiting: &AtomicUsize)
     let heartbeat = serde_json::to_vec(&Message::Heartbeat).map_err(|error| error.to_string())?;
     loop {
         let sent = match to_say.recv_timeout(HEARTBEAT) {
-            Ok(say) => {
-                let sent = sender.send(say.kind, &say.payload);
-                waiting.fetch_sub(say.charge, Ordering::Relaxed);
-                sent
+            Ok(Say::Frame { kind, payload, charge }) => {
+                let sent = sender.send(kind, &payload);
+                waiting.fetch_sub(charge, Ordering::Relaxed);
+                sent.map(drop)
             }
-            Err(RecvTimeoutError::Timeout) => sender.send(Kind::Message, &heartbeat),
+            Ok(Say::ContentTable(number, packed)) => packed
+                .chunks(CONTENT_TABLE_FRAME_BYTES_MAX - size_of::<u16>())
+                .try_for_each(|part| {
+                    let payload = [&number.to_be_bytes(), part].concat();
+                    sender.send(Kind::ContentTable, &payload).map(drop)
+                }),
+            Err(RecvTimeoutError::Timeout) => sender.send(Kind::Message, &heartbeat).map(drop),
             Err(RecvTimeoutError::Disconnected) => {
                 if let Ok(closer) = sender.closer() {
                     closer.close();

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use vmferry_core::controller::{Controller, Decision, Limits, Sample};
 use vmferry_core::handover::{Cause, Outcome, Source, SourceEffect, SourceEvent, Stage};
 use vmferry_core::limits::LANES_MAX;
+use vmferry_core::memory;
 use vmferry_core::page::{FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
 use vmferry_core::wire::hello::Lane;
@@ -43,8 +44,6 @@ const MAX_BLACKOUT: Duration = Duration::from_millis(view::BLACKOUT_MS_MAX);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the driver waits for an answer of QEMU's while the guest runs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// The part of the guest's memory that hashes of its pages as they were sent may take, unless the request says otherwise.
-const VERSIONS_PART: u64 = 8;
 /// How long a QEMU that has written its last byte may take to say that the migration is over for it, too.
 const POSTMIGRATE_LIMIT: Duration = Duration::from_secs(30);
 /// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
@@ -72,6 +71,12 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
         if transfer.verify_memory && monitor::guest_memory(&running).await.is_none() {
             return Err(monitor::UNVERIFIABLE.to_owned());
         }
+        let memory = memory::Session {
+            guest_bytes: running.definition.memory.size.0,
+            lanes: transfer.lanes,
+            coders: transfer.coders.clone(),
+        };
+        let tables_bytes_max = memory.tables_bytes_max(agent.content.tables_bytes_max());
         let (offer, contents) = super::offer::make(&agent, &running).await?;
         let (control, round_trip) = dial(&agent, &to).await?;
         Ok::<_, String>((
@@ -79,7 +84,8 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
                 transfer,
                 control,
                 round_trip,
-                contents: Contents::offered(contents, running.definition.memory.size.0),
+                contents: Contents::offered(contents, memory.guest_bytes, tables_bytes_max),
+                memory,
             },
             offer,
         ))
@@ -132,6 +138,7 @@ struct Session {
     control: Control,
     round_trip: Duration,
     contents: Contents,
+    memory: memory::Session,
 }
 
 /// The state of one attempt, outside of what the state machine knows.
@@ -492,13 +499,13 @@ impl Driver {
         let settings = lanes::Settings {
             coders: self.session.transfer.coders.clone(),
             key: FingerprintKey::new(self.session.transfer.fingerprint_key),
+            versions_bytes_max: self.versions_bytes_max(catalog.memory_bytes()),
             catalog: Arc::new(catalog),
             reach: if reservation.reads_guest_memory {
                 Reach::All
             } else {
                 Reach::Batches(RING_BATCHES)
             },
-            versions_bytes_max: self.versions_bytes_max(),
             bandwidth: self.session.transfer.bandwidth,
         };
         let to_driver = self.to_driver.clone();
@@ -512,9 +519,10 @@ impl Driver {
         Ok(())
     }
 
-    fn versions_bytes_max(&self) -> usize {
-        let default = self.vm.definition.memory.size.0 / VERSIONS_PART;
-        let bytes = self.handle.request.delta_memory_bytes.unwrap_or(default);
+    /// Memory for hashes of pages sent, beside tables of so many bytes.
+    fn versions_bytes_max(&self, tables_bytes: usize) -> usize {
+        let left = self.session.memory.versions_bytes_max(tables_bytes as u64);
+        let bytes = self.handle.request.delta_memory_bytes.unwrap_or(left);
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 

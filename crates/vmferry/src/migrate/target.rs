@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver as Inbox, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use vmferry_content::Blocks;
 use vmferry_core::handover::{Target, TargetEffect, TargetEvent};
-use vmferry_core::limits::LANES_MAX;
+use vmferry_core::limits::{CONTENT_TABLES_BYTES_MAX, LANES_MAX};
 use vmferry_core::page::catalog::CONTENT_SOURCES_MAX;
 use vmferry_core::page::{FingerprintKey, StreamDigest};
 use vmferry_core::wire::message::{Handover, Image, Message, Reservation, Transfer};
@@ -450,11 +450,14 @@ impl Driver {
         let (Some(kept), vm) = (self.agent.content.kept(), self.handover.vm.clone()) else {
             return;
         };
-        let kept = tokio::task::spawn_blocking(move || kept.of(&vm)).await.ok().flatten();
+        let table_bytes_max = usize::try_from(self.agent.content.tables_bytes_max())
+            .map_or(CONTENT_TABLES_BYTES_MAX, |bytes| bytes.min(CONTENT_TABLES_BYTES_MAX));
+        let kept = tokio::task::spawn_blocking(move || kept.of(&vm, table_bytes_max)).await;
+        let kept = kept.ok().flatten();
         let number = u16::try_from(offered).ok().filter(|_| offered < CONTENT_SOURCES_MAX);
         let mouth = self.control.as_ref().map(Control::mouth);
         if let (Some(kept), Some(number), Some(mouth)) = (kept, number, mouth) {
-            mouth.content_table(number, &kept.table);
+            mouth.content_table(number, kept.table);
             self.contents.push(Some(kept.blocks));
         }
     }

@@ -1,3 +1,5 @@
+use std::io::Cursor;
+
 use proptest::prelude::*;
 
 use super::{super::writer::IndexWriter, *};
@@ -20,7 +22,15 @@ fn encode(hashes: &[u64], digest: Option<[u8; 32]>) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<IndexHeader, Unusable> {
-    IndexHeader::read(&mut &bytes[..], bytes.len() as u64)
+    IndexHeader::read(&mut Cursor::new(bytes), bytes.len() as u64).map(|(header, _)| header)
+}
+
+/// Opens an index of these bytes, and reads all hashes.
+fn open(bytes: &[u8]) -> Result<Vec<u64>, IndexError> {
+    let folder = folder();
+    let path = folder.path().join("index");
+    std::fs::write(&path, bytes).unwrap();
+    Index::open(&path)?.hashes(0..u64::MAX)
 }
 
 proptest! {
@@ -47,11 +57,12 @@ proptest! {
     }
 
     #[test]
-    fn no_changed_bit_goes_unnoticed(hashes in prop::collection::vec(any::<u64>(), 0..50), place: prop::sample::Index, bit in 0..8u8) {
+    fn no_changed_bit_goes_unnoticed(hashes in prop::collection::vec(any::<u64>(), 0..20_000), place: prop::sample::Index, bit in 0..8u8) {
         let mut bytes = encode(&hashes, Some([9; 32]));
         let place = place.index(bytes.len());
         bytes[place] ^= 1 << bit;
-        prop_assert!(decode(&bytes).is_err());
+        let told = matches!(open(&bytes), Err(IndexError::Unusable { .. }));
+        prop_assert!(told);
     }
 
     #[test]
@@ -70,6 +81,29 @@ proptest! {
 }
 
 #[test]
+fn hashes_that_are_whole_serve_beside_others_that_are_damaged() {
+    let hashes: Vec<u64> = (1..=20_000).collect();
+    let folder = folder();
+    let index = write(folder.path(), &hashes, None);
+    let mut bytes = std::fs::read(&index.path).unwrap();
+    bytes[HEADER_BYTES + PIECE_BYTES] ^= 1;
+    std::fs::write(&index.path, bytes).unwrap();
+    let index = Index::open(&index.path).unwrap();
+    assert_eq!(index.hashes(0..8192).unwrap(), hashes[..8192]);
+    assert_eq!(index.hashes(16_384..30_000).unwrap(), hashes[16_384..]);
+    for damaged in [8192..8193, 8000..8200, 16_383..16_384, 0..20_000] {
+        let told = index.hashes(damaged);
+        assert!(matches!(
+            told,
+            Err(IndexError::Unusable {
+                reason: Unusable::Damaged,
+                ..
+            })
+        ));
+    }
+}
+
+#[test]
 fn each_reason_is_told_apart() {
     let whole = encode(&[1, 2, 3], None);
     let with = |place: usize, byte: u8| {
@@ -80,13 +114,14 @@ fn each_reason_is_told_apart() {
     assert!(matches!(with(0, b'V'), Unusable::NotAnIndex));
     assert!(matches!(with(8, 1), Unusable::OtherVersion { found: 1 }));
     assert!(matches!(with(87, 0xff), Unusable::OtherLength { .. }));
-    assert!(matches!(with(130, 0xff), Unusable::Damaged));
+    assert!(matches!(with(90, 0xff), Unusable::Damaged));
+    assert!(matches!(with(150, 0xff), Unusable::Damaged), "the checksum of hashes");
     // More hashes than any file has.
     let mut endless = whole.clone();
     endless[80..88].fill(0xff);
-    let told = IndexHeader::read(&mut &endless[..], u64::MAX);
-    assert!(matches!(told, Err(Unusable::Read(_))));
+    let told = IndexHeader::read(&mut Cursor::new(&endless), u64::MAX);
+    assert!(matches!(told, Err(Unusable::Damaged)));
     // The file ends before the length that its folder told.
-    let short = IndexHeader::read(&mut &whole[..140], whole.len() as u64);
+    let short = IndexHeader::read(&mut Cursor::new(&whole[..140]), whole.len() as u64);
     assert!(matches!(short, Err(Unusable::Read(_))));
 }

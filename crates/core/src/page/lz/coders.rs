@@ -71,6 +71,16 @@ impl Coders {
         self.0.iter()
     }
 
+    /// Memory that one lane's encoders take, bytes, at the most.
+    pub fn encoder_bytes_max(&self) -> u64 {
+        self.iter().map(CodecSettings::encoder_bytes_max).sum()
+    }
+
+    /// Memory that one lane's decoders take, bytes, at the most.
+    pub fn decoder_bytes_max(&self) -> u64 {
+        self.iter().map(CodecSettings::decoder_bytes_max).sum()
+    }
+
     /// The coder of that number.
     pub fn get(&self, number: u8) -> Option<&CodecSettings> {
         self.0.get(usize::from(number))

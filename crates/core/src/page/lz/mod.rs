@@ -53,6 +53,9 @@ use serde::{Deserialize, Serialize};
 /// The largest window a decoder agrees to hold: 128 MiB a lane, the most that Zstandard's own tools accept unasked.
 pub const WINDOW_LOG_MAX: u32 = 27;
 
+/// Memory of a small coder: the dictionary of LZ78, a batch for LZ4, the buffers of Zstandard's decoder.
+const CODER_BYTES: u64 = 1 << 20;
+
 /// An LZ coder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -161,6 +164,30 @@ impl CodecSettings {
             Codec::Lz4 => Box::new(lz4::Lz4::default()),
             Codec::Zstd => Box::new(zstd::Decoder::new(self)?),
         })
+    }
+
+    /// Memory that an encoder takes, bytes, at the most.
+    pub fn encoder_bytes_max(&self) -> u64 {
+        let mib = match (self.codec, self.level) {
+            (Codec::Raw, _) => return 0,
+            (Codec::Lz4 | Codec::Lz78, _) => return CODER_BYTES,
+            // Match tables and buffers beside the window.
+            (Codec::Zstd, ..=3) => 2,
+            (Codec::Zstd, ..=9) => 11,
+            (Codec::Zstd, ..=11) => 21,
+            (Codec::Zstd, ..=15) => 65,
+            (Codec::Zstd, _) => 82 + (1 << self.window_log >> 21),
+        };
+        (1 << self.window_log) + (mib << 20)
+    }
+
+    /// Memory that a decoder takes, bytes, at the most.
+    pub fn decoder_bytes_max(&self) -> u64 {
+        match self.codec {
+            Codec::Raw => 0,
+            Codec::Lz4 | Codec::Lz78 => CODER_BYTES,
+            Codec::Zstd => (1 << self.window_log) + CODER_BYTES,
+        }
     }
 
     fn validate(&self) -> Result<(), LzError> {

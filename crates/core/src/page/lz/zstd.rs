@@ -108,3 +108,32 @@ impl Decoder {
 fn zstd_error(code: zstd_safe::ErrorCode) -> LzError {
     LzError::Zstd(zstd_safe::get_error_name(code))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::Codec;
+
+    #[test]
+    fn contexts_take_no_more_memory_than_their_settings_say() {
+        let plain = vec![7; 300_000];
+        for level in 1..=19 {
+            for window_log in [17, 19, 21, 23, 25, 27] {
+                let settings = CodecSettings {
+                    codec: Codec::Zstd,
+                    level,
+                    window_log,
+                };
+                let mut encoder = Encoder::new(&settings).unwrap();
+                let mut coded = Vec::new();
+                encoder.encode(&[&plain], &mut coded).unwrap();
+                let (takes, most) = (encoder.context.sizeof() as u64, settings.encoder_bytes_max());
+                assert!(takes <= most, "{settings}: {takes} > {most}");
+                let mut decoder = Decoder::new(&settings).unwrap();
+                decoder.decode(&coded, &mut [&mut vec![0; plain.len()]]).unwrap();
+                let (takes, most) = (decoder.context.sizeof() as u64, settings.decoder_bytes_max());
+                assert!(takes <= most, "{settings}, decoding: {takes} > {most}");
+            }
+        }
+    }
+}
