@@ -1,6 +1,6 @@
 //! A TCP connection that carries frames: one [`Sender`], one [`Receiver`], used from a thread each.
 
-use crate::arrivals::Arrivals;
+use crate::arrivals::{Arrivals, Lane};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -54,7 +54,8 @@ pub struct Receiver {
     sequence: Sequence,
     payload: Vec<u8>,
     patience: Option<Duration>,
-    arrivals: Option<Arc<Arrivals>>,
+    /// Reads it instead, where arrivals are counted.
+    lane: Option<Lane>,
 }
 
 /// Closes a connection's both directions from anywhere; whoever reads or writes it gets an error.
@@ -98,7 +99,11 @@ impl Receiver {
     /// Waits for a frame. The payload is valid until the next call.
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), ConnectionError> {
         let mut header = [0; HEADER_BYTES];
-        let read = self.stream.read(&mut header).map_err(|error| self.read_error(error))?;
+        let read = match &self.lane {
+            Some(lane) => lane.read(&mut header, self.patience),
+            None => self.stream.read(&mut header),
+        };
+        let read = read.map_err(|error| self.read_error(error))?;
         if read == 0 {
             return Err(ConnectionError::Closed);
         }
@@ -106,14 +111,7 @@ impl Receiver {
         let header = Header::parse(&header)?;
         let mut payload = std::mem::take(&mut self.payload);
         payload.resize(header.payload_bytes, 0);
-        match self.arrivals.clone() {
-            Some(arrivals) => {
-                let here = rustix::io::ioctl_fionread(&self.stream).map_err(io::Error::from)?;
-                let missing = (payload.len() as u64).saturating_sub(here);
-                arrivals.watch(missing, || self.read_exact_into(&mut payload))?;
-            }
-            None => self.read_exact_into(&mut payload)?,
-        }
+        self.read_exact_into(&mut payload)?;
         self.payload = payload;
         self.sequence.accept(&header, &self.payload)?;
         Ok((header.kind, &self.payload))
@@ -125,13 +123,23 @@ impl Receiver {
         self.stream.set_read_timeout(patience)
     }
 
-    /// From now on, counts how fast frames arrive.
-    pub(crate) fn count_arrivals(&mut self, arrivals: Arc<Arrivals>) {
-        self.arrivals = Some(arrivals);
+    /// From now on, counts how fast frames arrive: on the socket of that number of these.
+    pub(crate) fn count_arrivals(&mut self, arrivals: Arc<Arrivals>, index: usize) {
+        self.lane = Some(Lane::new(arrivals, index));
     }
 
+    /// The socket, to count what it receives.
+    pub(crate) fn socket(&self) -> io::Result<TcpStream> {
+        self.stream.try_clone()
+    }
+
+    /// Reads the rest of a frame of which something is here.
     fn read_exact_into(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
-        self.stream.read_exact(buffer).map_err(|error| self.read_error(error))
+        let read = match &self.lane {
+            Some(lane) => lane.read_rest(buffer, self.patience),
+            None => self.stream.read_exact(buffer),
+        };
+        read.map_err(|error| self.read_error(error))
     }
 
     fn read_error(&self, error: io::Error) -> ConnectionError {
@@ -172,7 +180,7 @@ fn both_directions(stream: TcpStream) -> io::Result<(Sender, Receiver)> {
             sequence: Sequence::default(),
             payload: Vec::new(),
             patience: Some(GREETING_LIMIT),
-            arrivals: None,
+            lane: None,
         },
     ))
 }
@@ -239,15 +247,14 @@ fn from_json<T: serde::de::DeserializeOwned>(kind: Kind, payload: &[u8]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use crate::socket::tests::connected;
 
     #[test]
     fn a_payload_that_comes_after_its_header_is_seen_to_arrive() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (_, mut receiver) = both_directions(listener.accept().unwrap().0).unwrap();
-        let arrivals = Arc::new(Arrivals::new());
-        receiver.count_arrivals(arrivals.clone());
+        let (here, mut peer) = connected();
+        let (_, mut receiver) = both_directions(here).unwrap();
+        let arrivals = Arc::new(Arrivals::new([receiver.socket().unwrap()]));
+        receiver.count_arrivals(arrivals.clone(), 0);
         let payload = vec![7; 1000];
         let header = Sequence::default().next_header(Kind::Data, &payload).unwrap();
         std::thread::scope(|scope| {

@@ -118,7 +118,7 @@ impl Target {
                 memory: memory.map(Arc::new),
                 placement: None,
             }),
-            arrivals: settings.coders.is_choice().then(|| Arc::new(Arrivals::new())),
+            arrivals: settings.coders.is_choice().then(|| arrivals_of(&lanes)).transpose()?,
             settings,
             qemu: Mutex::new(None),
             closed: AtomicBool::new(false),
@@ -130,7 +130,7 @@ impl Target {
         let mut senders = Vec::new();
         for (index, (sender, mut receiver)) in lanes.into_iter().enumerate() {
             if let Some(arrivals) = &shared.arrivals {
-                receiver.count_arrivals(arrivals.clone());
+                receiver.count_arrivals(arrivals.clone(), index);
             }
             let sender = Arc::new(Mutex::new(sender));
             senders.push(sender.clone());
@@ -192,6 +192,11 @@ impl Target {
     pub fn close(&self) {
         self.shared.close();
     }
+}
+
+fn arrivals_of(lanes: &[(Sender, Receiver)]) -> io::Result<Arc<Arrivals>> {
+    let sockets = lanes.iter().map(|(_, receiver)| receiver.socket());
+    Ok(Arc::new(Arrivals::new(sockets.collect::<io::Result<Vec<_>>>()?)))
 }
 
 impl Drop for Target {
