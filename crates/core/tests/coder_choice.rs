@@ -50,19 +50,19 @@ fn mix(name: &str) -> Mix {
 
 #[test]
 fn pages_cross_as_they_are_on_a_link_faster_than_the_coders_and_densely_on_a_slow_one() {
-    let over = |link_mbit_s| {
+    let over = |link_mbit_s, pages| {
         let place = Place {
             link_mbit_s,
             cores: [2, 2],
             shared: false,
             slowness: 1.0,
         };
-        Point::run(place, &mix("heap"), 1)
+        Point::run(place, &mix(pages), 1)
     };
-    let fast = over(1e5);
+    let fast = over(1e5, "heap");
     assert_eq!(fast.best().0, 0, "{fast:?}");
     assert!(fast.chosen_s < fast.fixed_s[1] * 0.9, "{fast:?}");
-    let slow = over(10.0);
+    let slow = over(10.0, "page cache");
     assert!(slow.best().0 > 2, "{slow:?}");
     assert!(slow.chosen_s < slow.fixed_s[2], "{slow:?}");
 }
