@@ -85,7 +85,7 @@ impl Coding {
         let mut spare = Spare::new();
         Some(Coding {
             state: Mutex::new(State {
-                chooser: Chooser::new(coders, lanes as u16, spare.cores(), limit),
+                chooser: Chooser::new(coders, lanes as u16, spare.cores().spare, limit),
                 spare,
                 lanes: (0..lanes).map(|_| LaneState::default()).collect(),
                 window: Since::now(),
@@ -158,12 +158,13 @@ impl Coding {
         let of_lanes = span.as_secs_f64() * state.lanes.len() as f64;
         let floor = (seen.starved.as_secs_f64() >= STARVED * of_lanes && seen.stream_bytes > 0)
             .then(|| span.as_nanos() as f64 / seen.stream_bytes as f64);
-        let mut source = state.spare.cores();
+        let cores = state.spare.cores();
+        let mut source = cores.spare;
         let target = (ack.cores_milli > 0).then(|| ack.cores_milli as f64 / 1e3);
         if ack.host != 0 && ack.host == self.host {
             state.chooser.on_one_host();
             // What the other side uses, this one counts as taken.
-            source = source.max(target.unwrap_or(source));
+            source = cores.with_other(target.unwrap_or(0.0));
         }
         // A floor lasts no longer than it is seen.
         state.chooser.cores(Some(source), target, Some(floor.unwrap_or(0.0)));
@@ -324,7 +325,7 @@ impl Bill {
         ack.place_ns += place.as_nanos() as u64;
         let Seen { bytes, time } = self.arrivals.seen();
         (ack.seen_bytes, ack.seen_ns) = (bytes, time.as_nanos() as u64);
-        ack.cores_milli = (self.spare.cores() * 1e3) as u64;
+        ack.cores_milli = (self.spare.cores().spare * 1e3) as u64;
         ack.host = self.host;
     }
 }

@@ -1,6 +1,6 @@
 //! A TCP connection that carries frames: one [`Sender`], one [`Receiver`], used from a thread each.
 
-use crate::arrivals::Arrivals;
+use crate::arrivals::{Arrivals, Lane};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -56,7 +56,8 @@ pub struct Receiver {
     patience: Option<Duration>,
     /// When the hellos have to be exchanged, while they are.
     greeting_ends: Option<Instant>,
-    arrivals: Option<Arc<Arrivals>>,
+    /// Reads it instead, where arrivals are counted.
+    lane: Option<Lane>,
 }
 
 /// Closes a connection's both directions from anywhere; whoever reads or writes it gets an error.
@@ -101,7 +102,11 @@ impl Receiver {
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), ConnectionError> {
         let mut header = [0; HEADER_BYTES];
         self.hurry()?;
-        let read = self.stream.read(&mut header).map_err(|error| self.read_error(error))?;
+        let read = match &self.lane {
+            Some(lane) => lane.read(&mut header, self.patience),
+            None => self.stream.read(&mut header),
+        };
+        let read = read.map_err(|error| self.read_error(error))?;
         if read == 0 {
             return Err(ConnectionError::Closed);
         }
@@ -109,14 +114,7 @@ impl Receiver {
         let header = Header::parse(&header)?;
         let mut payload = std::mem::take(&mut self.payload);
         payload.resize(header.payload_bytes, 0);
-        match self.arrivals.clone() {
-            Some(arrivals) => {
-                let here = rustix::io::ioctl_fionread(&self.stream).map_err(io::Error::from)?;
-                let missing = (payload.len() as u64).saturating_sub(here);
-                arrivals.watch(missing, || self.read_exact_into(&mut payload))?;
-            }
-            None => self.read_exact_into(&mut payload)?,
-        }
+        self.read_exact_into(&mut payload)?;
         self.payload = payload;
         self.sequence.accept(&header, &self.payload)?;
         Ok((header.kind, &self.payload))
@@ -128,14 +126,24 @@ impl Receiver {
         self.stream.set_read_timeout(patience)
     }
 
-    /// From now on, counts how fast frames arrive.
-    pub(crate) fn count_arrivals(&mut self, arrivals: Arc<Arrivals>) {
-        self.arrivals = Some(arrivals);
+    /// From now on, counts how fast frames arrive: on the socket of that number of these.
+    pub(crate) fn count_arrivals(&mut self, arrivals: Arc<Arrivals>, index: usize) {
+        self.lane = Some(Lane::new(arrivals, index));
     }
 
+    /// The socket, to count what it receives.
+    pub(crate) fn socket(&self) -> io::Result<TcpStream> {
+        self.stream.try_clone()
+    }
+
+    /// Reads the rest of a frame of which something is here.
     fn read_exact_into(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
         if self.greeting_ends.is_none() {
-            return self.stream.read_exact(buffer).map_err(|error| self.read_error(error));
+            let read = match &self.lane {
+                Some(lane) => lane.read_rest(buffer, self.patience),
+                None => self.stream.read_exact(buffer),
+            };
+            return read.map_err(|error| self.read_error(error));
         }
         // A byte now and then would last for ever, were each waited for anew.
         let mut filled = 0;
@@ -211,7 +219,7 @@ fn both_directions(stream: TcpStream, limit: Duration) -> io::Result<(Sender, Re
             payload: Vec::new(),
             patience: Some(limit),
             greeting_ends: Some(Instant::now() + limit),
-            arrivals: None,
+            lane: None,
         },
     ))
 }
@@ -288,6 +296,7 @@ fn from_json<T: serde::de::DeserializeOwned>(kind: Kind, payload: &[u8]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::socket::tests::connected;
     use std::net::TcpListener;
     use std::sync::mpsc::{RecvTimeoutError, channel};
 
@@ -324,17 +333,18 @@ mod tests {
 
     #[test]
     fn a_payload_that_comes_after_its_header_is_seen_to_arrive() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (_, mut receiver) = both_directions(listener.accept().unwrap().0, GREETING_LIMIT).unwrap();
-        let arrivals = Arc::new(Arrivals::new());
-        receiver.count_arrivals(arrivals.clone());
+        let (here, mut peer) = connected();
+        let (_, mut receiver) = both_directions(here, GREETING_LIMIT).unwrap();
+        receiver.greeted().unwrap();
+        let arrivals = Arc::new(Arrivals::new([receiver.socket().unwrap()]));
+        receiver.count_arrivals(arrivals.clone(), 0);
         let payload = vec![7; 1000];
         let header = Sequence::default().next_header(Kind::Data, &payload).unwrap();
         std::thread::scope(|scope| {
             let received = scope.spawn(|| receiver.receive().map(|(_, payload)| payload.len()));
             peer.write_all(&header).unwrap();
             while !arrivals.are_awaited() {
+                assert!(!received.is_finished(), "it did not wait for the payload");
                 std::thread::yield_now();
             }
             peer.write_all(&payload).unwrap();

@@ -21,6 +21,8 @@
 //! | `placers` | the threads that write them |
 //! | `placement` | which pages the target writes there itself |
 //! | `kept` | what the source keeps because the target may ask for it |
+//! | `arrivals` | how fast data arrives at the target, over all lanes |
+//! | `socket` | a socket of which others can tell what it has received |
 //! | `coding` | which coder the lanes use, and what it is decided from |
 //! | `processors` | processor time used, and processors to spare |
 //! | `turn` | the lanes' taking turns in the order of batches |
@@ -36,6 +38,7 @@ mod pace;
 mod placement;
 mod placers;
 mod processors;
+mod socket;
 pub mod source;
 pub mod target;
 mod threads;

@@ -41,7 +41,24 @@ pub(crate) struct Spare {
     looked_at: Instant,
     idle: Duration,
     own: Duration,
-    cores: f64,
+    cores: Cores,
+}
+
+/// Processors, on average over a moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Cores {
+    /// What this process uses.
+    own: f64,
+    /// That, and what nobody uses.
+    pub(crate) spare: f64,
+}
+
+impl Cores {
+    /// What this process has together with another one of the host, which has so many to spare.
+    pub(crate) fn with_other(self, other_spare: f64) -> f64 {
+        // What nobody uses is in the other's already.
+        (self.own + other_spare).max(self.spare).min(permitted())
+    }
 }
 
 impl Spare {
@@ -51,20 +68,30 @@ impl Spare {
             looked_at: Instant::now(),
             idle: idle().unwrap_or_default(),
             own: time_of(ClockId::ProcessCPUTime),
-            cores: permitted(),
+            cores: Cores {
+                own: 0.0,
+                spare: permitted(),
+            },
         }
     }
 
     /// How many there are at present, on average over a moment.
-    pub(crate) fn cores(&mut self) -> f64 {
+    pub(crate) fn cores(&mut self) -> Cores {
         let now = Instant::now();
         let span = now - self.looked_at;
         if span >= SPAN_MIN
             && let Some(idle) = idle()
         {
             let own = time_of(ClockId::ProcessCPUTime);
-            let had = idle.saturating_sub(self.idle) + own.saturating_sub(self.own);
-            self.cores = (had.as_secs_f64() / span.as_secs_f64()).clamp(CORES_MIN, permitted());
+            let cores = |time: Duration| time.as_secs_f64() / span.as_secs_f64();
+            let (used, unused) = (
+                cores(own.saturating_sub(self.own)),
+                cores(idle.saturating_sub(self.idle)),
+            );
+            self.cores = Cores {
+                own: used,
+                spare: (used + unused).clamp(CORES_MIN, permitted()),
+            };
             (self.looked_at, self.idle, self.own) = (now, idle, own);
         }
         self.cores
@@ -117,8 +144,21 @@ mod tests {
     }
 
     #[test]
+    fn two_processes_of_a_host_have_what_each_uses_and_what_nobody_does_once() {
+        // As parts of all, however many there are here.
+        let of = |part: f64| part * permitted();
+        let this = Cores {
+            own: of(0.25),
+            spare: of(0.375),
+        };
+        assert_eq!(this.with_other(of(0.5)), of(0.75));
+        assert_eq!(this.with_other(0.0), of(0.375), "looked at different moments");
+        assert_eq!(this.with_other(of(1.0)), of(1.0));
+    }
+
+    #[test]
     fn this_host_has_processors_and_a_number_that_stays() {
-        let cores = Spare::new().cores();
+        let cores = Spare::new().cores().spare;
         assert!(cores >= CORES_MIN && cores <= permitted());
         assert!(idle().is_some());
         assert_ne!(host(), 0);

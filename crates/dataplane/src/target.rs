@@ -115,7 +115,7 @@ impl Target {
         settings: Settings,
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> io::Result<Target> {
-        let arrivals = Arc::new(Arrivals::new());
+        let arrivals = arrivals_of(&lanes)?;
         let shared = Arc::new(Shared {
             costs: Arc::new(Costs::new(lanes.len() as u32, settings.bandwidth, arrivals.clone())),
             arrivals,
@@ -138,7 +138,7 @@ impl Target {
         let (returned, buffers) = bounded(4 * lanes.len());
         let mut senders = Vec::new();
         for (index, (sender, mut receiver)) in lanes.into_iter().enumerate() {
-            receiver.count_arrivals(shared.arrivals.clone());
+            receiver.count_arrivals(shared.arrivals.clone(), index);
             let sender = Arc::new(Mutex::new(sender));
             senders.push(sender.clone());
             let (arrived, buffers) = (arrived.clone(), buffers.clone());
@@ -204,6 +204,11 @@ impl Target {
     pub fn close(&self) {
         self.shared.close();
     }
+}
+
+fn arrivals_of(lanes: &[(Sender, Receiver)]) -> io::Result<Arc<Arrivals>> {
+    let sockets = lanes.iter().map(|(_, receiver)| receiver.socket());
+    Ok(Arc::new(Arrivals::new(sockets.collect::<io::Result<Vec<_>>>()?)))
 }
 
 impl Drop for Target {

@@ -30,9 +30,9 @@ pub struct Ack {
     pub decode_ns: u64,
     /// Processor time of everything else that was done for them, nanoseconds.
     pub place_ns: u64,
-    /// Bytes that arrived while the target looked on, on any lane of the session.
+    /// Bytes that arrived while at least one lane waited for the rest of a frame, on all lanes of the session.
     pub seen_bytes: u64,
-    /// How long at least one lane looked on, nanoseconds.
+    /// How long at least one lane waited, nanoseconds.
     pub seen_ns: u64,
     /// Thousandths of processors that the target's host has for this at present; 0 if it does not know.
     pub cores_milli: u64,

@@ -11,8 +11,9 @@ use super::{
 };
 use std::time::Duration;
 
-/// Coders whose times differ by no more than this part count as equally fast; how much work they are decides between them.
-const TIE: f64 = 0.02;
+/// Coders whose times differ by no more than this part count as equally fast; how much work they are decides between them. It
+/// is nearly all that the choice may lose against the best coder (`tests/coder_choice.rs`): predictions err too.
+const TIE: f64 = 0.04;
 
 /// A coder as fast as the present one has to save this part of the work before it takes over: no change is free, since a
 /// coder that was away begins with an old history.

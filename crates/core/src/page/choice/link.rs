@@ -1,5 +1,5 @@
-//! What the link carries, measured where it shows whatever the slowest stage is: the target times what arrives while it waits
-//! for the rest of a frame. What had arrived before it looked tells nothing and is not counted.
+//! What the link carries, measured where it shows whatever the slowest stage is: the target times what arrives on all lanes
+//! while one waits for the rest of a frame. What had arrived before it looked tells nothing and is not counted.
 
 use super::costs::Average;
 use std::time::Duration;

@@ -51,6 +51,24 @@ pub enum Policy {
     Chosen,
 }
 
+/// What a session took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taken {
+    /// From its first batch until the last was placed.
+    pub seconds: f64,
+    /// Processor time of both sides.
+    pub processor_s: f64,
+    /// Bytes on the link.
+    pub wire_bytes: u64,
+}
+
+impl Taken {
+    fn add(&mut self, work: &Work) {
+        self.processor_s += (work.encode_ns + work.decode_ns + work.source_other_ns + work.target_other_ns) / 1e9;
+        self.wire_bytes += work.wire_bytes;
+    }
+}
+
 /// A batch that is on its way: when it arrives, and what the chooser then hears.
 struct OnTheWay<'a> {
     arrives: f64,
@@ -71,23 +89,28 @@ impl Session<'_> {
         self.mix.batches.iter().map(|number| &self.mix.contents[*number])
     }
 
-    /// The session's length under a policy, seconds.
-    pub fn seconds(&self, policy: Policy) -> f64 {
+    /// Runs it under a policy.
+    pub fn run(&self, policy: Policy) -> Taken {
         match policy {
             Policy::Fixed(coder) => self.fixed(coder),
             Policy::Chosen => self.chosen(),
         }
     }
 
-    fn fixed(&self, coder: u8) -> f64 {
+    fn fixed(&self, coder: u8) -> Taken {
+        let mut taken = Taken::default();
         let mut stages = Stages::new(usize::from(self.lanes()));
         for content in self.batches() {
-            stages.pass(&self.work(content, coder).stages);
+            let work = self.work(content, coder);
+            stages.pass(&work.stages);
+            taken.add(&work);
         }
-        stages.end()
+        taken.seconds = stages.end();
+        taken
     }
 
-    fn chosen(&self) -> f64 {
+    fn chosen(&self) -> Taken {
+        let mut taken = Taken::default();
         let lanes = self.lanes();
         let mut chooser = Chooser::new(Coders::auto(), lanes, self.source_cores, None);
         chooser.cores(None, Some(self.target_cores), None);
@@ -105,6 +128,7 @@ impl Session<'_> {
             let coder = chooser.choose(&content.load);
             let work = self.work(content, coder);
             let (arrives, seen) = stages.pass(&work.stages);
+            taken.add(&work);
             let batch = Encoded {
                 stream_bytes: BATCH_BYTES as u64,
                 coded: Coded {
@@ -124,7 +148,8 @@ impl Session<'_> {
                 work,
             });
         }
-        stages.end()
+        taken.seconds = stages.end();
+        taken
     }
 
     fn hear(&self, batch: &OnTheWay<'_>, chooser: &mut Chooser, noise: &mut Random) {

@@ -2,7 +2,7 @@
 
 use super::{
     mixes::{Mix, mixes},
-    simulation::{Policy, Random, Session},
+    simulation::{Policy, Random, Session, Taken},
 };
 use crate::page::Coders;
 
@@ -35,10 +35,10 @@ pub struct Point {
     pub place: Place,
     /// The pages.
     pub pages: String,
-    /// Seconds with each fixed coder, by its number.
-    pub fixed_s: Vec<f64>,
-    /// Seconds as chosen.
-    pub chosen_s: f64,
+    /// With each fixed coder, by its number.
+    pub fixed: Vec<Taken>,
+    /// As chosen.
+    pub chosen: Taken,
 }
 
 impl Point {
@@ -57,22 +57,22 @@ impl Point {
         Point {
             place,
             pages: mix.name.clone(),
-            fixed_s: coders.map(|coder| session.seconds(Policy::Fixed(coder))).collect(),
-            chosen_s: session.seconds(Policy::Chosen),
+            fixed: coders.map(|coder| session.run(Policy::Fixed(coder))).collect(),
+            chosen: session.run(Policy::Chosen),
         }
     }
 
-    /// The fixed coder with the least time, and that time.
-    pub fn best(&self) -> (usize, f64) {
-        let fixed = self.fixed_s.iter().copied().enumerate();
+    /// The fixed coder with the least time, and what it takes.
+    pub fn best(&self) -> (usize, Taken) {
+        let fixed = self.fixed.iter().copied().enumerate();
         fixed
-            .min_by(|(_, a), (_, b)| a.total_cmp(b))
-            .unwrap_or((0, f64::INFINITY))
+            .min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds))
+            .unwrap_or_default()
     }
 
     /// The chosen time over that of the best fixed coder.
     pub fn regret(&self) -> f64 {
-        self.chosen_s / self.best().1
+        self.chosen.seconds / self.best().1.seconds
     }
 }
 
