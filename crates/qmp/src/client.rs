@@ -98,8 +98,14 @@ impl Qmp {
             events: broadcast::Sender::new(EVENTS_KEPT),
         })));
         let (requests, queue) = mpsc::channel(REQUESTS_QUEUED);
-        let reader = tokio::spawn(read_messages(reader, state.clone())).abort_handle();
-        tokio::spawn(write_requests(write_half, queue, state.clone()));
+        let writer = tokio::spawn(write_requests(write_half, queue, state.clone())).abort_handle();
+        let shared = state.clone();
+        let reader = tokio::spawn(async move {
+            read_messages(reader, shared).await;
+            // With both halves the socket closes, and the monitor takes another client.
+            writer.abort();
+        });
+        let reader = reader.abort_handle();
         let qmp = Self {
             connection: Arc::new(Connection {
                 greeting,
@@ -126,6 +132,11 @@ impl Qmp {
     /// The version in the greeting.
     pub fn version(&self) -> &Version {
         &self.connection.greeting.version
+    }
+
+    /// Whether the connection has ended: every later call fails with [`Error::Closed`].
+    pub fn is_closed(&self) -> bool {
+        matches!(&*self.connection.state.lock(), Phase::Closed { .. })
     }
 
     /// The events from now on. Every receiver gets every event.

@@ -6,7 +6,8 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::net::UnixListener;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
 use vmferry_qmp::{Capability, Error, Event, EventKind, Events, MigrationStatus, Parameters, Qmp, RunState};
 
 /// A QEMU that ends with the test. Its monitor `qmp` (and `qmp2`) listen in its own folder.
@@ -195,6 +196,31 @@ async fn two_monitors_serve_two_clients_and_quit_ends_both() {
     first.quit().await.unwrap();
     wait_for(&mut events, &EventKind::Shutdown).await;
     assert!(matches!(events.next().await, Err(Error::Closed { .. })));
+}
+
+#[tokio::test]
+async fn a_monitor_that_cannot_be_read_any_more_is_let_go() {
+    let qemu = Qemu::start(&["-M", "none"]).await;
+    let (from_qemu, mut to_qemu) = UnixStream::connect(qemu.path("qmp")).await.unwrap().into_split();
+    let (client, between) = UnixStream::pair().unwrap();
+    let (mut from_client, mut to_client) = between.into_split();
+    let requests = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_qemu).await });
+    let mut answers = BufReader::new(from_qemu).lines();
+    let greet = async {
+        for _ in ["greeting", "capabilities"] {
+            let line = answers.next_line().await.unwrap().unwrap();
+            to_client.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        }
+    };
+    let (qmp, ()) = tokio::join!(Qmp::over(client), greet);
+    let qmp = qmp.unwrap();
+    assert!(!qmp.is_closed());
+    to_client.write_all(b"nonsense\n").await.unwrap();
+    // Ends once the client has closed its side, and with it QEMU's.
+    requests.await.unwrap().unwrap();
+    assert!(qmp.is_closed());
+    drop(answers);
+    assert!(!qemu.connect().await.is_closed());
 }
 
 #[tokio::test]

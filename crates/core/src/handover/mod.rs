@@ -29,7 +29,7 @@ mod recover;
 mod source;
 mod target;
 
-pub use recover::{AfterRestart, after_restart, answer};
+pub use recover::{AfterRestart, FoundQemu, after_restart, answer};
 pub use source::{Source, SourceEffect, SourceEvent};
 pub use target::{Target, TargetEffect, TargetEvent};
 
@@ -183,5 +183,7 @@ pub enum Outcome {
     Lost(Cause),
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod simulation;

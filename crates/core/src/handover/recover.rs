@@ -19,6 +19,31 @@ pub enum AfterRestart {
     Run(Handover, String),
 }
 
+/// What a restarted agent finds of the QEMU that a handover is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundQemu {
+    /// It has ended.
+    Gone,
+    /// It lives, and stands in `postmigrate`.
+    PostMigrate,
+    /// It lives, in any other state.
+    Other,
+}
+
+impl AfterRestart {
+    /// What is owed, given what was found of the VM's QEMU.
+    pub fn given(self, qemu: FoundQemu) -> AfterRestart {
+        match (self, qemu) {
+            // A released copy stands in `postmigrate` until it is ended: any other state says that it was resumed, because
+            // the write was reported as failed. The target was never told, nor will it be.
+            (AfterRestart::Commit(handover, _), FoundQemu::Other) => AfterRestart::RollBack(handover),
+            // Its guest may have run, and then ended like any other.
+            (AfterRestart::Run(..), FoundQemu::Gone) => AfterRestart::Nothing,
+            (after, _) => after,
+        }
+    }
+}
+
 /// Reads the records of one handover, oldest first.
 pub fn after_restart(records: &[Record]) -> AfterRestart {
     let peer = || {
@@ -42,15 +67,16 @@ pub fn after_restart(records: &[Record]) -> AfterRestart {
     }
 }
 
-/// Answers a peer's `Inquire` or `Commit` from the journal alone, for a handover without a living state machine.
-pub fn answer(records: &[Record], message: &Message) -> Option<Message> {
+/// Answers a peer's `Inquire`, `Commit` or `Abort`: with the verdict of whoever carries the handover out here, else from the journal
+/// alone.
+pub fn answer(records: &[Record], under_way: Option<Verdict>, message: &Message) -> Option<Message> {
     match message {
         Message::Inquire { handover } => {
-            let verdict = match records.last() {
+            let verdict = under_way.unwrap_or(match records.last() {
                 Some(Record::Released { .. } | Record::HandedOver { .. }) => Verdict::Released,
                 // No record, or one before the release: it was never made, and without a state machine never will be.
                 _ => Verdict::Aborted,
-            };
+            });
             Some(Message::Outcome {
                 handover: handover.clone(),
                 verdict,
@@ -61,6 +87,14 @@ pub fn answer(records: &[Record], message: &Message) -> Option<Message> {
                 handover: handover.clone(),
             }),
             Some(Record::Dropped { .. }) => Some(Message::Dropped {
+                handover: handover.clone(),
+                reason: "the target's copy was dropped before it ran".to_owned(),
+            }),
+            _ => None,
+        },
+        Message::Abort { handover, .. } => match records.last() {
+            // Without a record and without a state machine there is no copy here that could ever run.
+            None | Some(Record::Dropped { .. }) => Some(Message::Dropped {
                 handover: handover.clone(),
                 reason: "the target's copy was dropped before it ran".to_owned(),
             }),

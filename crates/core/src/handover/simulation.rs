@@ -1,6 +1,6 @@
-//! Source and target joined by a network that breaks (and loses what was on its way), repeats and delays, on hosts whose agents are killed and restarted at
-//! any step, journals that fail, and QEMUs that die: whatever the order, at most one copy runs, and none is lost that a
-//! living host still holds.
+//! Source and target joined by a network that breaks (and loses what was on its way), repeats and delays, on hosts whose
+//! agents are killed and restarted at any step, journals that fail, and QEMUs that die: whatever the order, at most one copy
+//! runs, and none is lost that a living host still holds.
 
 use super::*;
 use crate::page::{Coders, StreamDigest};
@@ -233,14 +233,8 @@ impl World {
 
     /// An inquiry and its answer, as one step: the source's agent answers from its state machine or its journal.
     fn inquire(&mut self, inquiry: Message) {
-        let verdict = match &self.source {
-            Some(source) => Some(Message::Outcome {
-                handover: handover(),
-                verdict: source.verdict(),
-            }),
-            None => answer(&self.a.journal, &inquiry),
-        };
-        if let Some(message) = verdict {
+        let under_way = self.source.as_ref().map(Source::verdict);
+        if let Some(message) = answer(&self.a.journal, under_way, &inquiry) {
             self.on_target(TargetEvent::Peer(message));
         }
     }
@@ -263,7 +257,7 @@ impl World {
                 self.do_target(effects);
             }
             (None, message) => {
-                if let Some(reply) = answer(&self.b.journal, &message) {
+                if let Some(reply) = answer(&self.b.journal, None, &message) {
                     self.to_a.push_back(reply);
                 }
             }

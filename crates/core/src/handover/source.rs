@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Longest that a target may take to check, start its QEMU and answer.
 const RESERVE_LIMIT: Duration = Duration::from_secs(60);
-/// Pause between two repetitions of `Commit`.
+/// Pause between two repetitions of `Commit`, or of an `Abort` that has to be heard.
 const COMMIT_REPEAT: Duration = Duration::from_secs(1);
 
 /// What happened.
@@ -19,7 +19,7 @@ pub enum SourceEvent {
     Peer(Message),
     /// The control lane is gone.
     PeerLost(String),
-    /// The control lane is there again ([`Stage::Commit`] only; before, a lost lane ends the attempt).
+    /// The control lane is there again ([`Source::needs_peer`] only; before, a lost lane ends the attempt).
     PeerBack,
     /// Somebody wants the attempt ended.
     Cancel,
@@ -82,6 +82,9 @@ enum State {
     Completing,
     /// `Released` is being written.
     Releasing,
+    /// `Released` could not be written, for this cause, and may be on the disk all the same: a restarted agent that finds it
+    /// there has the target run its copy. So the target's word that this is gone is awaited before the guest may go on.
+    Revoking(Cause),
     /// The VM is the target's; it is told so until it answers.
     Committing,
     /// `HandedOver` is being written.
@@ -176,9 +179,18 @@ impl Source {
     pub fn verdict(&self) -> Verdict {
         match self.state {
             State::Committing | State::Ending => Verdict::Released,
-            State::Resuming(_) | State::RollingBack(_) | State::Reclaiming(_) | State::Finished => Verdict::Aborted,
+            State::Revoking(_)
+            | State::Resuming(_)
+            | State::RollingBack(_)
+            | State::Reclaiming(_)
+            | State::Finished => Verdict::Aborted,
             _ => Verdict::Undecided,
         }
+    }
+
+    /// Whether a lost control lane has to be replaced: the attempt can't end before the target was heard.
+    pub fn needs_peer(&self) -> bool {
+        matches!(self.state, State::Committing | State::Revoking(_))
     }
 
     /// Takes an event at `now` (time since any fixed moment) and says what to do.
@@ -237,7 +249,19 @@ impl Source {
                 self.state = State::Committing;
                 self.commit(now)
             }
-            (State::Releasing, On::Journaled(Err(why))) => self.resume(Cause::Journal(why)),
+            (State::Releasing, On::Journaled(Err(why))) => self.revoke(Cause::Journal(why), now),
+            (State::Revoking(cause), On::Tick | On::PeerBack) => {
+                let cause = cause.clone();
+                self.revoke(cause, now)
+            }
+            (State::Revoking(cause), On::Peer(Message::Dropped { handover, .. })) if handover == self.handover => {
+                let cause = cause.clone();
+                self.resume(cause)
+            }
+            (State::Revoking(_), On::QemuGone) => {
+                self.qemu_gone = true;
+                vec![]
+            }
 
             (State::Committing, On::Tick | On::PeerBack) => self.commit(now),
             (State::Committing, On::Peer(Message::Running { handover })) if handover == self.handover => {
@@ -355,6 +379,12 @@ impl Source {
         let abort = self.abort(&cause);
         self.enter(State::Resuming(cause), None);
         vec![abort, SourceEffect::ResumeGuest]
+    }
+
+    fn revoke(&mut self, cause: Cause, now: Duration) -> Vec<SourceEffect> {
+        let abort = self.abort(&cause);
+        self.enter(State::Revoking(cause), Some(now + COMMIT_REPEAT));
+        vec![abort]
     }
 
     fn lose(&mut self, cause: Cause) -> Vec<SourceEffect> {

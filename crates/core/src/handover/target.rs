@@ -98,6 +98,10 @@ pub struct Target {
     handover: Handover,
     peer: String,
     state: State,
+    /// `Owned` may be on the disk, written or reported as failed: a restarted agent would take the VM for its own.
+    may_own: bool,
+    /// An agent before this one may have started the guest.
+    may_have_run: bool,
     deadline: Option<Duration>,
 }
 
@@ -108,6 +112,8 @@ impl Target {
             handover,
             peer,
             state: State::Reserving,
+            may_own: false,
+            may_have_run: false,
             deadline: None,
         };
         (target, vec![TargetEffect::Reserve { transfer, offer }])
@@ -119,6 +125,8 @@ impl Target {
             handover,
             peer,
             state: State::Prepared,
+            may_own: false,
+            may_have_run: false,
             deadline: None,
         };
         let effects = target.inquire(now);
@@ -131,6 +139,8 @@ impl Target {
             handover,
             peer,
             state: State::Starting { failed: false },
+            may_own: true,
+            may_have_run: true,
             deadline: None,
         };
         (target, vec![TargetEffect::StartGuest])
@@ -194,6 +204,7 @@ impl Target {
 
             (State::Prepared, On::Peer(message)) if message.is_release(&self.handover) => {
                 self.enter(State::Owning { gone: false }, None);
+                self.may_own = true;
                 vec![Do::Journal(Record::Owned {
                     handover: self.handover.clone(),
                 })]
@@ -221,17 +232,9 @@ impl Target {
                 self.enter(State::Prepared, Some(now + INQUIRY_REPEAT));
                 vec![]
             }
-            (State::Starting { .. }, On::Started(Ok(()))) => {
-                self.enter(State::Running, None);
-                vec![
-                    Do::Send(Message::Running {
-                        handover: self.handover.clone(),
-                    }),
-                    Do::Journal(Record::TakenOver {
-                        handover: self.handover.clone(),
-                    }),
-                ]
-            }
+            (State::Starting { .. }, On::Started(Ok(()))) => self.take_over(),
+            // Its guest may have run and written to its disks before that: its end is the guest's, like any other.
+            (State::Starting { .. }, On::QemuGone(_)) if self.may_have_run => self.take_over(),
             // Without the record a restarted agent would see once more that the guest runs, which is harmless.
             (State::Running, On::Journaled(_)) => {
                 self.enter(State::Finished, None);
@@ -260,12 +263,14 @@ impl Target {
                 self.finish_dropped(reason)
             }
             // The copy is gone, written or not, and the source may have released it: it has to be told until it is written.
-            (State::Dropping(reason), On::Journaled(Err(_))) => {
+            (State::Dropping(_), On::Journaled(Err(_))) => {
                 self.deadline = Some(now + INQUIRY_REPEAT);
-                vec![self.dropped(reason.clone())]
+                self.dropped_unwritten()
             }
-            (State::Dropping(reason), On::Peer(message)) if message.is_release(&self.handover) => {
-                vec![self.dropped(reason.clone())]
+            (State::Dropping(_), On::Peer(message))
+                if message.is_release(&self.handover) || message.abort_reason(&self.handover).is_some() =>
+            {
+                self.dropped_unwritten()
             }
             (State::Dropping(_), On::Tick) => {
                 self.deadline = None;
@@ -296,6 +301,18 @@ impl Target {
         vec![TargetEffect::Inquire]
     }
 
+    fn take_over(&mut self) -> Vec<TargetEffect> {
+        self.enter(State::Running, None);
+        vec![
+            TargetEffect::Send(Message::Running {
+                handover: self.handover.clone(),
+            }),
+            TargetEffect::Journal(Record::TakenOver {
+                handover: self.handover.clone(),
+            }),
+        ]
+    }
+
     /// Before `Prepared` is durable nothing was promised: the copy may go without a word in the journal.
     fn drop_unpromised(&mut self, reason: String) -> Vec<TargetEffect> {
         let mut effects = vec![TargetEffect::Drop { reason: reason.clone() }];
@@ -316,6 +333,15 @@ impl Target {
     fn finish_dropped(&mut self, reason: String) -> Vec<TargetEffect> {
         self.enter(State::Finished, None);
         vec![self.dropped(reason), TargetEffect::Finish { owned: false }]
+    }
+
+    /// Before it is written that the copy is gone, that may be said only if nothing on the disk says otherwise: after a
+    /// restart it would be unsaid, with the source's copy running or its end asked for.
+    fn dropped_unwritten(&self) -> Vec<TargetEffect> {
+        match &self.state {
+            State::Dropping(reason) if !self.may_own => vec![self.dropped(reason.clone())],
+            _ => vec![],
+        }
     }
 
     fn dropped(&self, reason: String) -> TargetEffect {

@@ -142,14 +142,16 @@ pub enum Message {
         /// The attempt.
         handover: Handover,
     },
-    /// Source: it's off. The target drops what it has.
+    /// Source: it's off. The target drops what it has. Repeated until `Dropped` is heard where the source's record of the
+    /// release may be on its disk.
     Abort {
         /// The attempt.
         handover: Handover,
         /// Why.
         reason: String,
     },
-    /// Target: its copy is gone and was never run, durably so; the source keeps the VM, or takes it back.
+    /// Target: its copy is gone, was never run and never will be; the source keeps the VM, or takes it back. Also the answer to an
+    /// `Abort` of an attempt that the target knows nothing of.
     Dropped {
         /// The attempt.
         handover: Handover,

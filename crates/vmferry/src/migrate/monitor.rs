@@ -111,6 +111,17 @@ async fn cancel_and_run(vm: &RunningVm) -> Result<(), Error> {
     }
 }
 
+/// Tells a QEMU to run its guest, over a connection of its own.
+pub(super) async fn run_anew(vm: &RunningVm) -> Result<(), Error> {
+    let anew = async { Qmp::connect(vm.folder.qmp()).await?.cont().await };
+    match tokio::time::timeout(RESUME_LIMIT, anew).await {
+        Ok(told) => told,
+        Err(_) => Err(Error::Closed {
+            reason: format!("no answer within {RESUME_LIMIT:?}"),
+        }),
+    }
+}
+
 async fn is_over(qmp: &Qmp) -> Result<bool, Error> {
     let status = qmp.query_migrate().await?.status;
     Ok(matches!(

@@ -230,30 +230,26 @@ async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr
                 drop(unclaimed);
                 return target::take_in(agent, control, peer.to_string(), (handover, transfer, offer), lanes).await;
             }
-            Message::Commit { handover } => {
+            Message::Commit { ref handover } | Message::Abort { ref handover, .. } => {
                 let migration = handover.migration;
-                match agent.peers.attach(migration, control, Message::Commit { handover }) {
+                match agent.peers.attach(migration, control, message) {
                     None => return,
-                    Some((back, commit)) => {
+                    Some((back, message)) => {
                         control = back;
-                        answer_from_journal(&agent, &control, migration, &commit);
+                        answer(&agent, &control, migration, &message);
                     }
                 }
             }
-            Message::Inquire { handover } => match agent.peers.verdict(handover.migration) {
-                Some(verdict) => control.mouth().say(Message::Outcome { handover, verdict }),
-                None => {
-                    let migration = handover.migration;
-                    answer_from_journal(&agent, &control, migration, &Message::Inquire { handover });
-                }
-            },
+            Message::Inquire { ref handover } => answer(&agent, &control, handover.migration, &message),
             _ => return tracing::info!(%peer, "a control lane is closed: its message is about nothing here"),
         }
     }
 }
 
-fn answer_from_journal(agent: &Agent, control: &Control, migration: MigrationId, message: &Message) {
-    if let Some(answer) = handover::answer(&agent.journal.handover_records(migration), message) {
+fn answer(agent: &Agent, control: &Control, migration: MigrationId, message: &Message) {
+    // The verdict first: a driver that ends in between has left its last word in the journal.
+    let under_way = agent.peers.verdict(migration);
+    if let Some(answer) = handover::answer(&agent.journal.handover_records(migration), under_way, message) {
         control.mouth().say(answer);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use vmferry_core::handover::{AfterRestart, Record as Fact, Source, SourceEffect, SourceEvent};
+use vmferry_core::handover::{AfterRestart, FoundQemu, Record as Fact, Source, SourceEffect, SourceEvent};
 use vmferry_core::wire::message::{Handover, Verdict};
 use vmferry_qmp::RunState;
 
@@ -51,12 +51,17 @@ async fn go_on(agent: Arc<Agent>, after: AfterRestart, verdict: Option<watch::Se
             // The registry has it already: the journal says that it is this host's. Unless it was moved on since.
             let of_this_epoch = |vm: &mut Vm| Ok(vm.epoch == handover.epoch);
             let of_this_epoch = agent.registry.with(&handover.vm, of_this_epoch);
-            if matches!(of_this_epoch, Ok(true))
-                && let Some(vm) = qemu_of(&agent, &handover.vm).await
-            {
-                target::resume_owned(agent.clone(), handover.clone(), peer, vm).await;
+            let (name, migration) = (handover.vm.clone(), handover.migration);
+            if matches!(of_this_epoch, Ok(true)) {
+                let vm = qemu_of(&agent, &name).await;
+                let found = vm.as_ref().map_or(FoundQemu::Gone, |_| FoundQemu::Other);
+                if let (AfterRestart::Run(handover, peer), Some(vm)) =
+                    (AfterRestart::Run(handover, peer).given(found), vm)
+                {
+                    target::resume_owned(agent.clone(), handover, peer, vm).await;
+                }
             }
-            agent.release_migration(&handover.vm, handover.migration);
+            agent.release_migration(&name, migration);
         }
     }
 }
@@ -73,11 +78,12 @@ async fn reach_again(agent: &Agent, vm: &str) -> Option<RunningVm> {
     }
 }
 
-/// The QEMU of a VM that the registry has; one that could not be spoken to when the agent started is entered once it can.
+/// The QEMU of a VM that the registry has; one that could not be spoken to when the agent started, or whose connection has
+/// broken since, is entered once it can.
 async fn qemu_of(agent: &Arc<Agent>, vm: &str) -> Option<Arc<RunningVm>> {
     let (running, epoch) = agent.registry.with(vm, |vm| Ok((vm.running.clone(), vm.epoch))).ok()?;
-    if running.is_some() {
-        return running;
+    if let Some(running) = running.filter(|running| !running.qmp.is_closed()) {
+        return Some(running);
     }
     let reached = Arc::new(reach_again(agent, vm).await?);
     let migration = agent.registry.with(vm, |vm| Ok(vm.migration)).ok()?;
@@ -85,22 +91,22 @@ async fn qemu_of(agent: &Arc<Agent>, vm: &str) -> Option<Arc<RunningVm>> {
     Some(reached)
 }
 
-/// As [`qemu_of`], with whether its guest was resumed after the release was written, as soon as it says so.
-async fn state_of(agent: &Arc<Agent>, vm: &str) -> Option<(Arc<RunningVm>, bool)> {
-    let mut running = qemu_of(agent, vm).await?;
-    loop {
+/// As [`qemu_of`], with how it stands, as soon as it says so.
+async fn state_of(agent: &Arc<Agent>, vm: &str) -> (Option<Arc<RunningVm>>, FoundQemu) {
+    while let Some(running) = qemu_of(agent, vm).await {
+        // A monitor that is only slow stays connected, as it serves one client at a time.
         let status = tokio::time::timeout(ANSWER_LIMIT, running.qmp.query_status()).await;
-        if let Ok(Ok(status)) = &status {
-            // A released copy stands in `postmigrate` until it is ended: any other state says that it was resumed.
-            return Some((running, status.status != RunState::PostMigrate));
+        if let Ok(Ok(status)) = status {
+            let found = match status.status {
+                RunState::PostMigrate => FoundQemu::PostMigrate,
+                _ => FoundQemu::Other,
+            };
+            return (Some(running), found);
         }
         tracing::error!(vm, "its QEMU does not say whether the guest runs; trying again");
         tokio::time::sleep(TRY_AGAIN).await;
-        // A monitor that is only slow stays connected, as it serves one client at a time.
-        if status.is_ok() {
-            running = Arc::new(reach_again(agent, vm).await?);
-        }
     }
+    (None, FoundQemu::Gone)
 }
 
 /// The attempt was not released, so the guest is this host's, and nobody else will run it.
@@ -131,16 +137,12 @@ async fn roll_back(agent: &Arc<Agent>, handover: Handover) {
 /// The attempt was released: the target is told so until it answers, and then the copy here is ended, or taken back if the
 /// target's is durably gone.
 async fn commit(agent: &Arc<Agent>, handover: Handover, peer: &str, verdict: watch::Sender<Verdict>) {
-    let running = match state_of(agent, &handover.vm).await {
-        Some((_, true)) => {
-            // A write that was reported as failed, and for which the guest was resumed, was on the disk all the same. The
-            // target was never told, nor will it be.
-            verdict.send_replace(Verdict::Aborted);
-            return roll_back(agent, handover).await;
-        }
-        Some((vm, false)) => Some(vm),
-        None => None,
-    };
+    let (running, found) = state_of(agent, &handover.vm).await;
+    let after = AfterRestart::Commit(handover.clone(), peer.to_owned()).given(found);
+    if let AfterRestart::RollBack(handover) = after {
+        verdict.send_replace(Verdict::Aborted);
+        return roll_back(agent, handover).await;
+    }
     let began = Instant::now();
     let (mut source, effects) = Source::released(handover.clone(), began.elapsed());
     let mut effects = VecDeque::from(effects);

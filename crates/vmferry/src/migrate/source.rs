@@ -44,6 +44,8 @@ const MAX_BLACKOUT: Duration = Duration::from_millis(view::BLACKOUT_MS_MAX);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the driver waits for an answer of QEMU's while the guest runs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How long a QEMU that has closed its monitor may take to end.
+const ENDING_LIMIT: Duration = Duration::from_secs(10);
 /// How long a QEMU that has written its last byte may take to say that the migration is over for it, too.
 const POSTMIGRATE_LIMIT: Duration = Duration::from_secs(30);
 /// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
@@ -233,7 +235,7 @@ impl Driver {
             let looks = self.stream.is_some() && self.source.stage() == Stage::PreCopy;
             let can_cancel = self.source.can_cancel();
             // A lost lane ends an attempt that is not released. A released one goes on, however long that takes.
-            if self.control_lost && self.reached.is_none() && self.source.verdict() == Verdict::Released {
+            if self.control_lost && self.reached.is_none() && self.source.needs_peer() {
                 let (agent, address) = (self.agent.clone(), self.handle.request.address());
                 self.reached = Some(tokio::spawn(async move { reach(&agent, &address).await }));
             }
@@ -310,7 +312,7 @@ impl Driver {
             Err(error @ vmferry_qmp::Error::EventsLost { .. }) => Some(SourceEvent::MigrationFailed(format!(
                 "it can't be followed any further: {error}"
             ))),
-            Err(_) => Some(SourceEvent::QemuGone),
+            Err(error) => Some(self.monitor_lost(&error).await),
             Ok(EventKind::Stop) if self.stream.is_some() => {
                 self.account.guest_stopped();
                 Some(SourceEvent::GuestStopped)
@@ -330,7 +332,7 @@ impl Driver {
                     Ok(Ok(false)) => Some(SourceEvent::MigrationFailed(
                         "it went on after its migration ended".to_owned(),
                     )),
-                    Ok(Err(_)) => Some(SourceEvent::QemuGone),
+                    Ok(Err(error)) => Some(self.monitor_lost(&error).await),
                     Err(_) => Some(SourceEvent::MigrationFailed(format!(
                         "its migration ended and {POSTMIGRATE_LIMIT:?} later it still was not in postmigrate"
                     ))),
@@ -344,6 +346,14 @@ impl Driver {
                 Some(SourceEvent::MigrationFailed(why))
             }
             Ok(_) => None,
+        }
+    }
+
+    /// What it means that QEMU's monitor fails. That QEMU is gone has to be certain: then the VM is given away unasked.
+    async fn monitor_lost(&self, error: &vmferry_qmp::Error) -> SourceEvent {
+        match tokio::time::timeout(ENDING_LIMIT, self.vm.process.ended()).await {
+            Ok(Ok(())) => SourceEvent::QemuGone,
+            _ => SourceEvent::MigrationFailed(format!("it lives, but its monitor fails: {error}")),
         }
     }
 
@@ -410,6 +420,9 @@ impl Driver {
         match effect {
             SourceEffect::Journal(fact) => {
                 let written = self.agent.journal.append(Record::Handover { fact }).await;
+                if let Err(error) = &written {
+                    tracing::error!(vm = self.handle.vm, %error, "a record of a handover can't be written");
+                }
                 Some(SourceEvent::Journaled(written.map_err(|error| error.to_string())))
             }
             SourceEffect::Send(message) => {

@@ -303,6 +303,9 @@ impl Driver {
             TargetEffect::Reserve { offer, .. } => Some(TargetEvent::Reserved(self.reserve(offer).await)),
             TargetEffect::Journal(fact) => {
                 let written = self.agent.journal.append(Record::Handover { fact }).await;
+                if let Err(error) = &written {
+                    tracing::error!(vm = self.handover.vm, %error, "a record of a handover can't be written");
+                }
                 Some(TargetEvent::Journaled(written.map_err(|error| error.to_string())))
             }
             TargetEffect::Send(message) => {
@@ -483,8 +486,16 @@ impl Driver {
         let Some(vm) = self.vm.clone() else {
             return TargetEvent::QemuGone("the target's QEMU ended before it ran".to_owned());
         };
-        if let Err(vmferry_qmp::Error::Refused { error, .. }) = vm.qmp.cont().await {
-            return TargetEvent::Started(Err(error.to_string()));
+        match vm.qmp.cont().await {
+            Err(vmferry_qmp::Error::Refused { error, .. }) => return TargetEvent::Started(Err(error.to_string())),
+            // It has ended, or it lives and only its monitor's connection broke. Whether it was told can't be known.
+            Err(error) => {
+                tracing::warn!(vm = self.handover.vm, %error, "its QEMU is told once more to run the guest");
+                if let Err(error) = monitor::run_anew(&vm).await {
+                    tracing::error!(vm = self.handover.vm, %error, "whether its QEMU runs the guest is not known");
+                }
+            }
+            Ok(()) => {}
         }
         // Told: from here on the guest may have run, whatever else is heard of its QEMU.
         self.blackout = self.blackout.or(self.stopped_at.map(|at| at.elapsed()));
