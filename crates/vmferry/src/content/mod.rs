@@ -118,7 +118,7 @@ impl Known {
     }
 }
 
-/// The [table](Known::table) of each, made one after the other in `bytes_max` bytes of memory for all.
+/// The table of each, made one after the other in `bytes_max` bytes of memory for all.
 pub fn tables(known: &[&Known], bytes_max: u64) -> Vec<Arc<BlockTable>> {
     let blocks: Vec<u64> = known.iter().map(|known| known.blocks).collect();
     let shares = table::shares(bytes_max, &blocks);
