@@ -1,9 +1,9 @@
 //! What the target holds already, so that it need not be sent again.
 //!
 //! Two tables: the fingerprint of what each page was last sent as, and, for each fingerprint, where it was sent last
-//! ([`Places`]). An entry of the second is dropped as soon as its page is sent with other content, so it always names a page
+//! (`Places`). An entry of the second is dropped as soon as its page is sent with other content, so it always names a page
 //! whose content at the target is exactly that, as of this point of the stream. Where the target has only the last batches at
-//! hand, the second is of what these had ([`Recent`]).
+//! hand, the second is of what these had (`Recent`).
 //!
 //! Beside them, within a bound, hashes of the pages' lines: [`Versions`].
 
