@@ -62,7 +62,7 @@ impl Session {
                 0 => decoder.fill(decoded, span, &vec![span.source() as u8; span.blocks() * BLOCK_BYTES]),
                 _ => span.pages(),
             };
-            Ok(spans.iter().flat_map(missing).collect())
+            spans.iter().flat_map(missing).collect()
         };
         let next = match what >> 1 & 7 {
             0 => lane.data(payload, find, || number),

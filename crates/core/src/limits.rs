@@ -30,7 +30,7 @@ pub const CONTROL_FRAME_BYTES_MAX: usize = 1 << 20;
 /// Lanes of one session. Beyond this, one lane per core does not help even on a 100 Gb/s link.
 pub const LANES_MAX: usize = 64;
 /// Bytes of QEMU's stream that a lane may have sent and not yet seen handed to the target's QEMU, at the most. It bounds what
-/// the target buffers: 4 MiB is 40 ms of a 10 GbE link with pages that compress to a third, on each of four lanes.
+/// the target buffers: 4 MiB is 13 ms of a quarter of a 10 GbE link, which four lanes share, if nothing compresses.
 pub const LANE_CREDIT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// What a batch counts for at the least, bytes, wherever batches that wait or are kept are bounded by their bytes. It is about
 /// what one takes in memory beside its stream: a batch of a single byte would else be as good as free.

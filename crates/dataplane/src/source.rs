@@ -310,13 +310,13 @@ impl Shared {
     fn run_reader(&self, mut qemu: UnixStream, batches: Outbox<Batch>, buffers: Inbox<Vec<u8>>) {
         let mut builder = BatchBuilder::new();
         let mut seq = 0;
-        let mut batch_bytes = BATCH_BYTES_LEAST;
+        builder.set_batch_bytes(BATCH_BYTES_LEAST);
         loop {
-            let more = match self.read_some(&mut qemu, &mut builder, batch_bytes) {
+            let more = match self.read_some(&mut qemu, &mut builder) {
                 Ok(more) => more,
                 Err(error) => return self.fail(format!("can't read from the source's QEMU: {error}")),
             };
-            if more == More::Soon && !builder.holds(batch_bytes) {
+            if more == More::Soon && !builder.is_full() {
                 continue;
             }
             if more == More::Never {
@@ -328,7 +328,8 @@ impl Shared {
                 if batches.send(batch).is_err() {
                     return;
                 }
-                batch_bytes = session::batch_bytes(self.lanes.iter().map(|lane| lock(&lane.credit).batch_share()));
+                let shares = self.lanes.iter().map(|lane| lock(&lane.credit).batch_share());
+                builder.set_batch_bytes(session::batch_bytes(shares));
             }
             if more == More::Never {
                 if !self.closed.load(Ordering::SeqCst) {
@@ -340,8 +341,8 @@ impl Shared {
     }
 
     /// Reads once and says whether the rest of the batch is worth waiting for.
-    fn read_some(&self, qemu: &mut UnixStream, builder: &mut BatchBuilder, batch_bytes: usize) -> io::Result<More> {
-        let bytes = match qemu.read(builder.spare_until(batch_bytes)) {
+    fn read_some(&self, qemu: &mut UnixStream, builder: &mut BatchBuilder) -> io::Result<More> {
+        let bytes = match qemu.read(builder.spare()) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(More::Soon),
             // A QEMU that died without having read its return path. What it sent before may be all there is.

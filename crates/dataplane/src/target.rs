@@ -298,7 +298,7 @@ impl Shared {
                     shared.fail(why);
                 }
             };
-            threads::spawn(name, run, panicked).map_err(|error| format!("can't start a thread: {error}"))
+            threads::spawn(name, run, panicked)
         })
     }
 

@@ -22,7 +22,7 @@ const _: () = assert!(
 const GROWTH_BYTES: u64 = 64 << 20;
 
 /// Writes a checkpoint. Dropped before [`CheckpointWriter::finish`], it leaves nothing. Its methods block their thread, and
-/// it takes 48 bytes of memory for each block.
+/// it holds the records of 4096 blocks at once.
 #[derive(Debug)]
 pub struct CheckpointWriter {
     folder: CheckpointFolder,

@@ -249,6 +249,15 @@ impl Source {
                 self.state = State::Committing;
                 self.commit(now)
             }
+            // The target's copy is the only one: the record is tried again, as long as that takes.
+            (State::Releasing, On::Journaled(Err(_))) if self.qemu_gone => {
+                self.deadline = Some(now + COMMIT_REPEAT);
+                vec![]
+            }
+            (State::Releasing, On::Tick) if self.qemu_gone => {
+                self.deadline = None;
+                self.release()
+            }
             (State::Releasing, On::Journaled(Err(why))) => self.revoke(Cause::Journal(why), now),
             (State::Revoking(cause), On::Tick | On::PeerBack) => {
                 let cause = cause.clone();

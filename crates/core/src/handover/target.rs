@@ -32,6 +32,8 @@ pub enum TargetEvent {
     /// QEMU was told to run the guest ([`TargetEffect::StartGuest`]), or why it would not. A QEMU that is gone before it
     /// was told is [`QemuGone`](TargetEvent::QemuGone); one that ends while or after it is told counts as started.
     Started(Result<(), String>),
+    /// QEMU's monitor broke while it was told: the guest may run or not. To be told again.
+    StartUnknown(String),
     /// Time has passed; see [`Target::deadline`].
     Tick,
 }
@@ -246,6 +248,11 @@ impl Target {
                     handover: self.handover.clone(),
                     reason,
                 })]
+            }
+            (State::Starting { .. }, On::StartUnknown(_)) => {
+                self.may_have_run = true;
+                self.enter(State::Starting { failed: true }, Some(now + INQUIRY_REPEAT));
+                vec![]
             }
             // Only a QEMU that never ran the guest ends here: the source's copy is as good as this one was.
             (State::Starting { .. }, On::QemuGone(why)) => self.drop_promised(why),

@@ -2,19 +2,25 @@
 
 use super::batch::{Batch, Op};
 use crate::{
-    limits::BATCH_BYTES,
+    limits::{BATCH_BYTES, PAGE_BYTES_MAX},
     qemu::{Item, Mark, PageAt, Parser},
 };
 
 /// What is read at the least, bytes, where a record that began in the batch before fills most of the next.
 const SPARE_LEAST: usize = 4096;
 
+/// Bytes of a record at the most: a page, its block's name, and what stands before it. So much of the next batch may lie in
+/// the buffer already.
+const RECORD_BYTES_MAX: usize = PAGE_BYTES_MAX + 1024;
+
 /// Reads go into [`spare`](Self::spare), [`filled`](Self::filled) says how much came, [`cut`](Self::cut) takes what there
-/// is as a batch. When to cut is the caller's choice: when the buffer [holds enough](Self::holds), and whenever there is
+/// is as a batch. When to cut is the caller's choice: when a batch [is full](Self::is_full), and whenever there is
 /// nothing more to read just now, for QEMU must never be left waiting for bytes that lie here.
 pub struct BatchBuilder {
     parser: Parser,
     buffer: Vec<u8>,
+    /// Where a batch is full.
+    batch_bytes: usize,
     filled: usize,
     parsed: usize,
     ops: Vec<Op>,
@@ -28,6 +34,7 @@ impl BatchBuilder {
         Self {
             parser: Parser::new(),
             buffer: vec![0; BATCH_BYTES],
+            batch_bytes: BATCH_BYTES,
             filled: 0,
             parsed: 0,
             ops: Vec::new(),
@@ -41,20 +48,20 @@ impl BatchBuilder {
         &self.parser
     }
 
-    /// Where the next bytes of the stream go. Empty when the buffer is full.
-    pub fn spare(&mut self) -> &mut [u8] {
-        self.spare_until(usize::MAX)
+    /// Batches are full at so many bytes from here on, [`BATCH_BYTES`] at the most.
+    pub fn set_batch_bytes(&mut self, bytes: usize) {
+        self.batch_bytes = bytes.min(BATCH_BYTES);
     }
 
-    /// The same, until the buffer [holds](Self::holds) so many, or a little more where it already does.
-    pub fn spare_until(&mut self, bytes: usize) -> &mut [u8] {
-        let end = bytes.max(self.filled + SPARE_LEAST).min(self.buffer.len());
+    /// Where the next bytes of the stream go. Empty when the buffer is full.
+    pub fn spare(&mut self) -> &mut [u8] {
+        let end = self.batch_bytes.max(self.filled + SPARE_LEAST).min(self.buffer.len());
         &mut self.buffer[self.filled..end]
     }
 
-    /// It holds so many bytes, or nothing more fits: cut a batch before reading on.
-    pub fn holds(&self, bytes: usize) -> bool {
-        self.filled >= bytes.min(self.buffer.len())
+    /// There is enough for a batch, or nothing more fits: cut it before reading on.
+    pub fn is_full(&self) -> bool {
+        self.filled >= self.batch_bytes.min(self.buffer.len())
     }
 
     /// Takes the first `bytes` of [`spare`](Self::spare) (at most all of it) as the next of the stream; returns the marks
@@ -106,7 +113,8 @@ impl BatchBuilder {
         if self.ops.is_empty() {
             return None;
         }
-        fresh.resize(BATCH_BYTES, 0);
+        // What a batch before left of it need not be cleared again.
+        fresh.resize((self.batch_bytes + RECORD_BYTES_MAX).min(BATCH_BYTES), 0);
         let rest = self.filled - self.parsed;
         fresh[..rest].copy_from_slice(&self.buffer[self.parsed..self.filled]);
         let mut stream = std::mem::replace(&mut self.buffer, fresh);

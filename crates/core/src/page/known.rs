@@ -348,7 +348,9 @@ mod tests {
             });
             most.max()
         };
-        assert_eq!(most_at(0..30), most_at(30..300));
+        // Where contents lie in the table is chance, and with it where it grows; ten times the contents would show.
+        let (early, late) = (most_at(0..30).unwrap(), most_at(30..300).unwrap());
+        assert!(late < early * 2, "{late} after {early} bytes");
     }
 
     #[test]

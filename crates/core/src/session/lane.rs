@@ -56,9 +56,6 @@ pub enum LaneError {
     /// A batch of that number lacks pages already.
     #[error("batch {0} came twice")]
     Repeated(u64),
-    /// Known content can't be looked for.
-    #[error("{0}")]
-    Content(String),
     /// Pages that nobody asked for.
     #[error("the source supplies what was not asked for")]
     Unasked,
@@ -80,11 +77,11 @@ impl<T> TargetLane<T> {
     }
 
     /// Takes the payload of a `Data` frame. `find` fills in what refers to known content ([`Decoded::spans`]) and returns the
-    /// pages that are not there, or says why it can't; `note` is called once the batch is decoded.
+    /// pages that are not there; `note` is called once the batch is decoded.
     pub fn data(
         &mut self,
         payload: &[u8],
-        find: impl FnOnce(&Decoder, &mut Decoded) -> Result<Vec<u16>, String>,
+        find: impl FnOnce(&Decoder, &mut Decoded) -> Vec<u16>,
         note: impl FnOnce() -> T,
     ) -> Result<Next<T>, LaneError> {
         let decoded = self.decoder.decode(payload)?;
@@ -93,7 +90,7 @@ impl<T> TargetLane<T> {
             wire_bytes: (HEADER_BYTES + payload.len()) as u64,
             note: note(),
         };
-        let pages = find(&self.decoder, &mut whole.decoded).map_err(LaneError::Content)?;
+        let pages = find(&self.decoder, &mut whole.decoded);
         if pages.is_empty() {
             return Ok(Next::Complete(whole));
         }
@@ -152,7 +149,7 @@ mod tests {
     }
 
     fn asked(lane: &mut TargetLane<()>, seq: u64) -> Result<Next<()>, LaneError> {
-        let none = |_: &Decoder, decoded: &mut Decoded| Ok(decoded.spans().iter().flat_map(Span::pages).collect());
+        let none = |_: &Decoder, decoded: &mut Decoded| decoded.spans().iter().flat_map(Span::pages).collect();
         lane.data(&referring(seq), none, || ())
     }
 

@@ -160,8 +160,8 @@ impl LaneCredit {
         // Rounded up to whole batches: with fewer than a lane holds its rate would never show that it could hold more. And two
         // at the least, so that one is encoded while another crosses.
         let carries = self.carries_in(self.delay_min.unwrap_or_default() + SLACK);
-        let window = carries.max(charge + 1).max(BATCH_BYTES_LEAST as u64);
-        self.on_the_way.is_empty() || (self.charged < window && self.charged + charge <= LANE_CREDIT_BYTES_MAX)
+        let may_have_more = self.on_the_way.len() < 2 || self.charged < carries.max(BATCH_BYTES_LEAST as u64);
+        self.on_the_way.is_empty() || (may_have_more && self.charged + charge <= LANE_CREDIT_BYTES_MAX)
     }
 
     /// A batch is sent at `now` (time since any fixed moment), in a frame of so many bytes. To be said before it is: its

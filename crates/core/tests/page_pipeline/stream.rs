@@ -192,7 +192,7 @@ pub(crate) fn batches(stream: &[u8], reads: &[usize], batch_bytes: usize) -> Vec
         if rest.is_empty() {
             builder.end();
         }
-        if builder.holds(usize::MAX) || since_cut >= batch_bytes || rest.is_empty() {
+        if builder.is_full() || since_cut >= batch_bytes || rest.is_empty() {
             since_cut = 0;
             batches.extend(builder.cut(batches.len() as u64, 7, Vec::new()));
         }

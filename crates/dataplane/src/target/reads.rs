@@ -8,6 +8,7 @@ use crate::threads::lock;
 use crossbeam_channel::{Receiver as Inbox, RecvTimeoutError, Sender as Outbox, bounded, select};
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vmferry_core::page::content::BLOCK_BYTES;
@@ -29,6 +30,8 @@ struct State {
     sending: Sending,
     /// Dropped then.
     stopping: Option<Outbox<Infallible>>,
+    /// Those that were refused before: what is not waited for while the guest stands still may be as fast as any.
+    slow: u64,
 }
 
 impl Costs {
@@ -45,6 +48,7 @@ impl Costs {
                     ..Sending::default()
                 },
                 stopping: Some(stopping),
+                slow: 0,
             }),
             stopped,
         }
@@ -55,9 +59,13 @@ impl Costs {
         lock(&self.state).stopping = None;
     }
 
-    /// A bit for each content source that is read no more, the first one's the lowest.
+    /// A bit for each content source that is read no more because it is slow, the first one's the lowest.
     pub(super) fn refused(&self) -> u64 {
-        lock(&self.state).reading.refused()
+        let mut state = lock(&self.state);
+        if state.stopping.is_some() {
+            state.slow = state.reading.refused();
+        }
+        state.slow
     }
 
     fn refuse(&self, source: u16) {
@@ -90,7 +98,7 @@ impl Costs {
 }
 
 /// Starts a thread that runs what it is given.
-pub(super) type Spawn = Box<dyn FnMut(Box<dyn FnOnce() + Send>) -> Result<(), String> + Send>;
+pub(super) type Spawn = Box<dyn FnMut(Box<dyn FnOnce() + Send>) -> io::Result<()> + Send>;
 
 /// The reads of one lane.
 pub(super) struct Reads {
@@ -132,7 +140,7 @@ impl Reads {
     }
 
     /// Fills in the pages that stand in known content. Returns those that have to be asked for, by their number in the batch.
-    pub(super) fn find(&mut self, decoder: &Decoder, decoded: &mut Decoded) -> Result<Vec<u16>, String> {
+    pub(super) fn find(&mut self, decoder: &Decoder, decoded: &mut Decoded) -> Vec<u16> {
         let per_page = self.costs.came(decoded.coded());
         let mut spans = VecDeque::from(decoded.spans());
         let mut missing = Vec::new();
@@ -140,9 +148,13 @@ impl Reads {
         loop {
             missing.extend(self.costs.sort_out(&mut spans));
             if spans.is_empty() {
-                return Ok(missing);
+                return missing;
             }
-            self.begin(&spans)?;
+            if self.begin(&spans).is_none() {
+                // Without a thread nothing is read, and all can be sent.
+                missing.extend(spans.iter().flat_map(Span::pages));
+                return missing;
+            }
             while let Some(span) = spans.pop_front() {
                 let sending = |pages: usize| per_page.saturating_mul(pages as u32);
                 let pages = span.pages();
@@ -166,8 +178,8 @@ impl Reads {
         }
     }
 
-    /// Has the thread read these one after the other.
-    fn begin(&mut self, spans: &VecDeque<Span>) -> Result<(), String> {
+    /// Has the thread read these one after the other; `None` if there is none.
+    fn begin(&mut self, spans: &VecDeque<Span>) -> Option<()> {
         let job = |span: &Span| Job {
             source: span.source(),
             first: span.first(),
@@ -180,12 +192,11 @@ impl Reads {
                 let (outbox, results) = bounded(AHEAD_MAX);
                 let (spent, buffers) = bounded(AHEAD_MAX + 1);
                 let content = self.content.clone();
-                (self.spawn)(Box::new(move || run(&*content, &inbox, &outbox, &buffers)))?;
+                (self.spawn)(Box::new(move || run(&*content, &inbox, &outbox, &buffers))).ok()?;
                 self.thread.insert(Thread { jobs, results, spent })
             }
         };
-        let sent = thread.jobs.send(spans.iter().map(job).collect());
-        sent.map_err(|_| "nobody reads known content any more".to_owned())
+        thread.jobs.send(spans.iter().map(job).collect()).ok()
     }
 
     /// The next of those reads, of pages that would take `sending` to send; `None` if it takes too long, and those behind it

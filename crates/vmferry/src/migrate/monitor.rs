@@ -83,7 +83,12 @@ pub(super) async fn reaches_postmigrate(qmp: &Qmp) -> Result<bool, Error> {
 /// Ends whatever migration there is, and sees that the guest runs. The migration's socket has to be closed before: a
 /// QEMU that is writing to it answers nobody.
 pub(super) async fn resume(vm: &RunningVm) -> Result<(), String> {
-    if let Ok(resumed) = tokio::time::timeout(YANK_AFTER, cancel_and_run(vm)).await {
+    let anew = match vm.qmp.is_closed() {
+        true => Some(reconnect(vm).await?),
+        false => None,
+    };
+    let qmp = anew.as_ref().unwrap_or(&vm.qmp);
+    if let Ok(resumed) = tokio::time::timeout(YANK_AFTER, cancel_and_run(qmp)).await {
         return resumed.map_err(|error| error.to_string());
     }
     // Its main loop hangs on the migration's socket: shut that down out of band.
@@ -91,7 +96,7 @@ pub(super) async fn resume(vm: &RunningVm) -> Result<(), String> {
         Ok(out_of_band) => out_of_band.yank_migration().await,
         Err(error) => Err(error),
     };
-    match tokio::time::timeout(RESUME_LIMIT, cancel_and_run(vm)).await {
+    match tokio::time::timeout(RESUME_LIMIT, cancel_and_run(qmp)).await {
         Ok(resumed) => resumed.map_err(|error| error.to_string()),
         Err(_) => Err(format!(
             "QEMU did not let its guest go on within {RESUME_LIMIT:?} (yank: {yanked:?})"
@@ -99,26 +104,25 @@ pub(super) async fn resume(vm: &RunningVm) -> Result<(), String> {
     }
 }
 
-async fn cancel_and_run(vm: &RunningVm) -> Result<(), Error> {
-    vm.qmp.migrate_cancel().await?;
+async fn cancel_and_run(qmp: &Qmp) -> Result<(), Error> {
+    qmp.migrate_cancel().await?;
     loop {
-        match vm.qmp.query_status().await?.status {
+        match qmp.query_status().await?.status {
             RunState::Running => return Ok(()),
-            RunState::PostMigrate => vm.qmp.cont().await?,
-            RunState::Paused if is_over(&vm.qmp).await? => vm.qmp.cont().await?,
+            RunState::PostMigrate => qmp.cont().await?,
+            RunState::Paused if is_over(qmp).await? => qmp.cont().await?,
             _ => tokio::time::sleep(LOOK_AGAIN).await,
         }
     }
 }
 
-/// Tells a QEMU to run its guest, over a connection of its own.
-pub(super) async fn run_anew(vm: &RunningVm) -> Result<(), Error> {
-    let anew = async { Qmp::connect(vm.folder.qmp()).await?.cont().await };
-    match tokio::time::timeout(RESUME_LIMIT, anew).await {
-        Ok(told) => told,
-        Err(_) => Err(Error::Closed {
-            reason: format!("no answer within {RESUME_LIMIT:?}"),
-        }),
+/// A connection of its own to a QEMU whose monitor broke.
+async fn reconnect(vm: &RunningVm) -> Result<Qmp, String> {
+    match tokio::time::timeout(RESUME_LIMIT, Qmp::connect(vm.folder.qmp())).await {
+        Ok(connected) => connected.map_err(|error| format!("its monitor broke: {error}")),
+        Err(_) => Err(format!(
+            "its monitor broke, and it greets nobody within {RESUME_LIMIT:?}"
+        )),
     }
 }
 

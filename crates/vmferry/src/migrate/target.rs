@@ -22,16 +22,19 @@ use crate::agent::Agent;
 use crate::agent::record::Record;
 use crate::content::name::ContentName;
 use crate::host::{DiskFacts, TargetFacts, examine};
-use crate::vm::RunningVm;
+use crate::vm::{RunningVm, find_again};
 
 /// How long a reservation waits for known content: a disk's server may not answer, and pages can be sent.
 const CONTENTS_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the source may take to describe its disks once more: as long as a disk's server may take to answer it.
-const DISKS_LIMIT: Duration = Duration::from_secs(30);
+/// How long the source may take to describe its disks once more: all looks together end before the reservation is given up.
+const DISKS_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a guest's memory blocks may have beside its memory, bytes: ROMs, video memory, and what devices yet to come may bring.
 const DEVICE_MEMORY_BYTES_MAX: u64 = 16 << 30;
+
+/// How long a QEMU whose monitor broke may take to greet once more.
+const MONITOR_LIMIT: Duration = Duration::from_secs(10);
 
 /// Takes in the VM that a peer offers on a control lane. `lanes` gives the migration's data lanes as they connect.
 pub(super) async fn take_in(
@@ -483,21 +486,31 @@ impl Driver {
     }
 
     async fn start_guest(&mut self) -> TargetEvent {
-        let Some(vm) = self.vm.clone() else {
+        let Some(mut vm) = self.vm.clone() else {
             return TargetEvent::QemuGone("the target's QEMU ended before it ran".to_owned());
         };
+        if vm.qmp.is_closed() {
+            // Its monitor broke when it was told before.
+            match tokio::time::timeout(MONITOR_LIMIT, find_again(vm.folder.clone())).await {
+                Ok(Ok(Some(found))) => {
+                    vm = Arc::new(found);
+                    self.hold(vm.clone());
+                }
+                // That it ended is heard by itself.
+                Ok(Ok(None)) => return TargetEvent::StartUnknown("its QEMU ended".to_owned()),
+                Ok(Err(error)) => return TargetEvent::StartUnknown(error.to_string()),
+                Err(_) => return TargetEvent::StartUnknown(format!("no answer within {MONITOR_LIMIT:?}")),
+            }
+        }
         match vm.qmp.cont().await {
+            Ok(()) => {}
             Err(vmferry_qmp::Error::Refused { error, .. }) => return TargetEvent::Started(Err(error.to_string())),
             // It has ended, or it lives and only its monitor's connection broke. Whether it was told can't be known.
             Err(error) => {
                 tracing::warn!(vm = self.handover.vm, %error, "its QEMU is told once more to run the guest");
-                if let Err(error) = monitor::run_anew(&vm).await {
-                    tracing::error!(vm = self.handover.vm, %error, "whether its QEMU runs the guest is not known");
-                }
+                return TargetEvent::StartUnknown(error.to_string());
             }
-            Ok(()) => {}
         }
-        // Told: from here on the guest may have run, whatever else is heard of its QEMU.
         self.blackout = self.blackout.or(self.stopped_at.map(|at| at.elapsed()));
         monitor::announce(&vm.qmp).await;
         TargetEvent::Started(Ok(()))

@@ -122,9 +122,11 @@ impl Model {
                 }
                 // It ends while it is told, as far as the agent can see: its guest may have run.
                 world.may_be_lost = true;
-                return Ok(Some(Event::Started(true)));
+                return Ok(Some(Event::StartUnknown));
             }
-            Act::StartGuest if fails.is_some() => return Ok(Some(Event::Started(false))),
+            Act::StartGuest if fails == Some(OnDisk::No) => return Ok(Some(Event::Started(false))),
+            // Told before, when its monitor broke.
+            Act::StartGuest if world.b_qemu.runs() => return Ok(Some(Event::Started(true))),
             Act::StartGuest => {
                 if !world.b_qemu.is_complete() {
                     return Err("an incomplete image runs");
@@ -134,7 +136,13 @@ impl Model {
                 }
                 world.b_qemu = Qemu::Running;
                 world.b_ran = true;
-                return Ok(Some(Event::Started(true)));
+                // Done, and its monitor broke before it said so.
+                let broke = fails.is_some();
+                return Ok(Some(if broke {
+                    Event::StartUnknown
+                } else {
+                    Event::Started(true)
+                }));
             }
             Act::Drop => {
                 if world.b_qemu.runs() {

@@ -69,6 +69,7 @@ pub(super) enum Event {
     Loaded,
     LoadFailed,
     Started(bool),
+    StartUnknown,
 }
 
 /// What a driver is to do.
@@ -267,6 +268,7 @@ fn target_event(event: Event, messages: &Table<Message>) -> TargetEvent {
         Event::LoadFailed => TargetEvent::LoadFailed(String::new()),
         Event::QemuGone => TargetEvent::QemuGone(String::new()),
         Event::Started(done) => TargetEvent::Started(why(done, ())),
+        Event::StartUnknown => TargetEvent::StartUnknown(String::new()),
         Event::Tick => TargetEvent::Tick,
         other => panic!("a target is told {other:?}"),
     }

@@ -60,7 +60,7 @@ pub(super) enum Step {
     Repair(Host),
 }
 
-/// Whether a record is on the disk although its write was reported as failed.
+/// Whether a record is on the disk although its write was reported as failed; or a guest started, although nothing was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnDisk {
     No,
@@ -298,9 +298,9 @@ impl Model {
                 };
                 match act {
                     Act::Journal(_) if !agent.broken => writes,
-                    Act::OpenStream | Act::CompareImage | Act::ResumeGuest | Act::Reserve | Act::StartGuest => {
-                        [Some(OnDisk::No), None]
-                    }
+                    // Told, and its monitor broke before it said so.
+                    Act::StartGuest => writes,
+                    Act::OpenStream | Act::CompareImage | Act::ResumeGuest | Act::Reserve => [Some(OnDisk::No), None],
                     _ => [None, None],
                 }
             }
@@ -325,7 +325,7 @@ impl Model {
         match step {
             Step::Act(host) => format!("{host:?}: {}", next(host)),
             Step::ActFails(host, OnDisk::No) => format!("{host:?}: {} FAILS", next(host)),
-            Step::ActFails(host, OnDisk::Yes) => format!("{host:?}: {} FAILS, but is on the disk", next(host)),
+            Step::ActFails(host, OnDisk::Yes) => format!("{host:?}: {} FAILS, but is done", next(host)),
             Step::Deliver(host, id) => format!("{host:?} hears {}", name(id)),
             Step::Repeat(host, id) => format!("{host:?} hears {}, and will once more", name(id)),
             Step::Lose(host, id) => format!("{} to the {host:?} is LOST", name(id)),
