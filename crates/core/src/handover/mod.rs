@@ -184,6 +184,8 @@ pub enum Outcome {
 }
 
 #[cfg(test)]
+mod examples;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 mod simulation;

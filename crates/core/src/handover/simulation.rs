@@ -2,10 +2,10 @@
 //! agents are killed and restarted at any step, journals that fail, and QEMUs that die: whatever the order, at most one copy
 //! runs, and none is lost that a living host still holds.
 
+use super::examples::{handover, transfer};
 use super::*;
-use crate::page::{Coders, StreamDigest};
-use crate::wire::hello::MigrationId;
-use crate::wire::message::{Epoch, Image, Message, Reservation, Transfer, Verdict};
+use crate::page::StreamDigest;
+use crate::wire::message::{Image, Message, Reservation, Verdict};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,24 +24,6 @@ enum Qemu {
     Incoming,
     /// Target: complete and paused.
     Paused,
-}
-
-fn handover() -> Handover {
-    Handover {
-        migration: MigrationId(1),
-        vm: "vm".into(),
-        epoch: Epoch(1),
-    }
-}
-
-fn transfer() -> Transfer {
-    Transfer {
-        lanes: 1,
-        coders: Coders::default(),
-        fingerprint_key: [0; 32],
-        verify_memory: false,
-        bandwidth: None,
-    }
 }
 
 /// What the outside can do; drawn at random, skipped where it makes no sense at that moment.

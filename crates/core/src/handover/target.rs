@@ -29,10 +29,10 @@ pub enum TargetEvent {
     LoadFailed(String),
     /// QEMU ended by itself.
     QemuGone(String),
-    /// QEMU was told to run the guest ([`TargetEffect::StartGuest`]), or why it would not. A QEMU that is gone before it
-    /// was told is [`QemuGone`](TargetEvent::QemuGone); one that ends while or after it is told counts as started.
+    /// QEMU was told to run the guest ([`TargetEffect::StartGuest`]) and does, or why it would not or could not be told. A
+    /// QEMU that is gone before it was told is [`QemuGone`](TargetEvent::QemuGone).
     Started(Result<(), String>),
-    /// QEMU's monitor broke while it was told: the guest may run or not. To be told again.
+    /// QEMU, or only its monitor, was gone while it was told: the guest may run or not. It is told again.
     StartUnknown(String),
     /// Time has passed; see [`Target::deadline`].
     Tick,
@@ -102,7 +102,7 @@ pub struct Target {
     state: State,
     /// `Owned` may be on the disk, written or reported as failed: a restarted agent would take the VM for its own.
     may_own: bool,
-    /// An agent before this one may have started the guest.
+    /// The guest may have been started without that being known, by an agent before this one or by a monitor that broke.
     may_have_run: bool,
     deadline: Option<Duration>,
 }
@@ -387,26 +387,12 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
+    use super::super::examples::{handover, transfer};
     use super::*;
-    use crate::page::Coders;
-    use crate::wire::hello::MigrationId;
-    use crate::wire::message::Epoch;
 
     #[test]
     fn a_reservation_that_nothing_comes_for_expires() {
-        let handover = Handover {
-            migration: MigrationId(1),
-            vm: "vm".into(),
-            epoch: Epoch(1),
-        };
-        let transfer = Transfer {
-            lanes: 1,
-            coders: Coders::default(),
-            fingerprint_key: [0; 32],
-            verify_memory: false,
-            bandwidth: None,
-        };
-        let (mut target, _) = Target::new(handover, "a".into(), transfer, Value::Null);
+        let (mut target, _) = Target::new(handover(), "a".into(), transfer(), Value::Null);
         let reserved = Duration::from_secs(5);
         target.handle(TargetEvent::Reserved(Ok(Reservation::default())), reserved);
         assert_eq!(target.deadline(), Some(reserved + RESERVATION_LIMIT));

@@ -25,5 +25,20 @@ pub mod resume;
 pub mod source;
 pub mod target;
 
+use vmferry_core::handover::Record as Fact;
+
+use crate::agent::Agent;
+use crate::agent::record::Record;
+
+/// Makes a record of a handover durable. What follows from a failure may show at the other host only, so it is logged, too.
+async fn journal(agent: &Agent, fact: Fact) -> Result<(), String> {
+    let vm = fact.handover().vm.clone();
+    let written = agent.journal.append(Record::Handover { fact }).await;
+    written.map_err(|error| {
+        tracing::error!(vm, %error, "a record of a handover can't be written");
+        error.to_string()
+    })
+}
+
 /// vmferry's version, for hellos and reports.
 pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");

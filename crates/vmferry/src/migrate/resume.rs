@@ -162,10 +162,7 @@ async fn commit(agent: &Arc<Agent>, handover: Handover, peer: &str, verdict: wat
                     None
                 }
             },
-            SourceEffect::Journal(fact) => {
-                let written = agent.journal.append(Record::Handover { fact }).await;
-                Some(SourceEvent::Journaled(written.map_err(|error| error.to_string())))
-            }
+            SourceEffect::Journal(fact) => Some(SourceEvent::Journaled(super::journal(agent, fact).await)),
             SourceEffect::EndQemu => {
                 agent.give_away(&handover.vm, peer);
                 if let Some(Err(error)) = end(&running).await {

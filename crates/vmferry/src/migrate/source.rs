@@ -31,7 +31,6 @@ use super::monitor;
 use super::offer::DISK_LOOKS;
 use crate::agent::Agent;
 use crate::agent::migrations::MigrationHandle;
-use crate::agent::record::Record;
 use crate::api::migration::{self as view, MigrateRequest, Report, Verification};
 use crate::host::describe_disks;
 use crate::vm::RunningVm;
@@ -418,13 +417,7 @@ impl Driver {
 
     async fn effect(&mut self, effect: SourceEffect) -> Option<SourceEvent> {
         match effect {
-            SourceEffect::Journal(fact) => {
-                let written = self.agent.journal.append(Record::Handover { fact }).await;
-                if let Err(error) = &written {
-                    tracing::error!(vm = self.handle.vm, %error, "a record of a handover can't be written");
-                }
-                Some(SourceEvent::Journaled(written.map_err(|error| error.to_string())))
-            }
+            SourceEffect::Journal(fact) => Some(SourceEvent::Journaled(super::journal(&self.agent, fact).await)),
             SourceEffect::Send(message) => {
                 self.session.control.mouth().say(message);
                 None

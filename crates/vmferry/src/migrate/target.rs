@@ -304,13 +304,7 @@ impl Driver {
     async fn effect(&mut self, effect: TargetEffect) -> Option<TargetEvent> {
         match effect {
             TargetEffect::Reserve { offer, .. } => Some(TargetEvent::Reserved(self.reserve(offer).await)),
-            TargetEffect::Journal(fact) => {
-                let written = self.agent.journal.append(Record::Handover { fact }).await;
-                if let Err(error) = &written {
-                    tracing::error!(vm = self.handover.vm, %error, "a record of a handover can't be written");
-                }
-                Some(TargetEvent::Journaled(written.map_err(|error| error.to_string())))
-            }
+            TargetEffect::Journal(fact) => Some(TargetEvent::Journaled(super::journal(&self.agent, fact).await)),
             TargetEffect::Send(message) => {
                 self.promised |= matches!(message, Message::Prepared { .. });
                 if let Some(mouth) = self.mouth() {
@@ -490,22 +484,26 @@ impl Driver {
             return TargetEvent::QemuGone("the target's QEMU ended before it ran".to_owned());
         };
         if vm.qmp.is_closed() {
-            // Its monitor broke when it was told before.
-            match tokio::time::timeout(MONITOR_LIMIT, find_again(vm.folder.clone())).await {
-                Ok(Ok(Some(found))) => {
-                    vm = Arc::new(found);
-                    self.hold(vm.clone());
+            // It is gone, or only its monitor broke, perhaps when it was told before. Now it is not told anything.
+            let found = tokio::time::timeout(MONITOR_LIMIT, find_again(vm.folder.clone())).await;
+            vm = match found {
+                Ok(Ok(Some(found))) => Arc::new(found),
+                Ok(Ok(None)) => {
+                    self.vm = None;
+                    return TargetEvent::QemuGone("the target's QEMU ended before it ran".to_owned());
                 }
-                // That it ended is heard by itself.
-                Ok(Ok(None)) => return TargetEvent::StartUnknown("its QEMU ended".to_owned()),
-                Ok(Err(error)) => return TargetEvent::StartUnknown(error.to_string()),
-                Err(_) => return TargetEvent::StartUnknown(format!("no answer within {MONITOR_LIMIT:?}")),
-            }
+                Ok(Err(error)) => return TargetEvent::Started(Err(error.to_string())),
+                Err(_) => {
+                    let why = format!("its monitor greets nobody within {MONITOR_LIMIT:?}");
+                    return TargetEvent::Started(Err(why));
+                }
+            };
+            self.hold(vm.clone());
         }
         match vm.qmp.cont().await {
             Ok(()) => {}
             Err(vmferry_qmp::Error::Refused { error, .. }) => return TargetEvent::Started(Err(error.to_string())),
-            // It has ended, or it lives and only its monitor's connection broke. Whether it was told can't be known.
+            // It has ended, or it lives and only its monitor broke. Whether it was told can't be known.
             Err(error) => {
                 tracing::warn!(vm = self.handover.vm, %error, "its QEMU is told once more to run the guest");
                 return TargetEvent::StartUnknown(error.to_string());

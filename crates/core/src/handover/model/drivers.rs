@@ -1,7 +1,8 @@
 //! The drivers of `vmferry/src/migrate`: what they carry out is what the shipped state machines say, and what they answer is
 //! what the shipped code answers from a journal.
 
-use super::machines::{Act, Event, Id, handover, matters, new_target};
+use super::super::examples::handover;
+use super::machines::{Act, Event, Id, matters, new_target};
 use super::rules::Broken;
 use super::steps::{Model, OnDisk};
 use super::world::{Driver, Host, Journal, Qemu, Stream, World};

@@ -1,11 +1,11 @@
 //! The shipped state machines, with every value numbered. What a machine does on an event is asked of it once and then
 //! remembered, so that a state of the world is a handful of small numbers.
 
+use super::super::examples::{handover, transfer};
 use super::super::*;
 use super::mutation::Mutation;
-use crate::page::{Coders, StreamDigest};
-use crate::wire::hello::MigrationId;
-use crate::wire::message::{Epoch, Handover, Image, Message, Reservation, Transfer, Verdict};
+use crate::page::StreamDigest;
+use crate::wire::message::{Image, Message, Reservation, Verdict};
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -320,14 +320,6 @@ fn without_reasons(message: Message) -> Message {
     }
 }
 
-pub(super) fn handover() -> Handover {
-    Handover {
-        migration: MigrationId(1),
-        vm: "vm".into(),
-        epoch: Epoch(1),
-    }
-}
-
 pub(super) fn new_source() -> (Source, Vec<SourceEffect>) {
     Source::new(
         handover(),
@@ -336,16 +328,6 @@ pub(super) fn new_source() -> (Source, Vec<SourceEffect>) {
         serde_json::Value::Null,
         Duration::from_secs(10),
     )
-}
-
-fn transfer() -> Transfer {
-    Transfer {
-        lanes: 1,
-        coders: Coders::default(),
-        fingerprint_key: [0; 32],
-        verify_memory: false,
-        bandwidth: None,
-    }
 }
 
 fn image() -> Image {
