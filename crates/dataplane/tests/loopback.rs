@@ -89,6 +89,21 @@ struct Pair {
     _folder: tempfile::TempDir,
 }
 
+impl Pair {
+    /// Has a stream cross; returns the socket over which it came out as it went in.
+    fn carries(&self, stream: Vec<u8>) -> UnixStream {
+        let (to_send, mut qemu) = (stream.clone(), self.qemu.try_clone().unwrap());
+        let writer = thread::spawn(move || qemu.write_all(&to_send).unwrap());
+        let mut loader = self.loader.accept().unwrap().0;
+        loader.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut loaded = vec![0; stream.len()];
+        loader.read_exact(&mut loaded).unwrap();
+        writer.join().unwrap();
+        assert!(loaded == stream, "the streams differ");
+        loader
+    }
+}
+
 fn pair(lanes: Vec<[(Sender, Receiver); 2]>, coders: Coders) -> Pair {
     pair_with(lanes, coders, Catalog::default(), Arc::new(|_, _, _| false))
 }
@@ -214,16 +229,7 @@ fn what_a_disk_holds_is_read_there_and_what_it_holds_no_more_is_asked_for() {
     let catalog = Catalog::new(vec![BlockTable::new(&hashes).into()]);
     let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
     let pair = pair_with(lanes, Coders::default(), catalog, Arc::new(content));
-    let sent = stream(5000);
-    let (length, to_send) = (sent.len(), sent.clone());
-    let mut qemu = pair.qemu.try_clone().unwrap();
-    let writer = thread::spawn(move || qemu.write_all(&to_send).unwrap());
-    let mut loader = pair.loader.accept().unwrap().0;
-    loader.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut loaded = vec![0; length];
-    loader.read_exact(&mut loaded).unwrap();
-    writer.join().unwrap();
-    assert!(loaded == sent, "the streams differ");
+    let _loader = pair.carries(stream(5000));
     let counters = pair.source.counters();
     let ContentTally {
         referred,
@@ -267,16 +273,7 @@ fn a_disk_that_does_not_answer_is_left_alone_and_holds_nothing_up() {
         Catalog::new(tables.to_vec()),
         Arc::new(content),
     );
-    let sent = stream_in_rounds(5000, 3);
-    let (length, to_send) = (sent.len(), sent.clone());
-    let mut qemu = pair.qemu.try_clone().unwrap();
-    let writer = thread::spawn(move || qemu.write_all(&to_send).unwrap());
-    let mut loader = pair.loader.accept().unwrap().0;
-    loader.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut loaded = vec![0; length];
-    loader.read_exact(&mut loaded).unwrap();
-    writer.join().unwrap();
-    assert!(loaded == sent, "the streams differ");
+    let _loader = pair.carries(stream_in_rounds(5000, 3));
     let counters = pair.source.counters();
     let [stuck, half] = counters.content[..] else {
         panic!("{counters:?}")
@@ -452,14 +449,8 @@ fn every_coder_carries_the_stream_byte_for_byte_over_several_lanes() {
         let lanes = (0..3).map(|index| lane(index, |_| ())).collect();
         let mut pair = pair(lanes, coders.clone());
         let sent = stream(5000);
-        let (length, to_send) = (sent.len(), sent.clone());
-        let mut qemu = pair.qemu.try_clone().unwrap();
-        let writer = thread::spawn(move || qemu.write_all(&to_send).unwrap());
-        let mut loader = pair.loader.accept().unwrap().0;
-        let mut loaded = vec![0; length];
-        loader.read_exact(&mut loaded).unwrap();
-        writer.join().unwrap();
-        assert!(loaded == sent, "{coders:?}: the streams differ");
+        let length = sent.len();
+        let mut loader = pair.carries(sent);
         assert_eq!(pair.from_source.recv_timeout(PATIENCE), Ok(source::Event::Switchover));
 
         loader

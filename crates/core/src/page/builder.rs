@@ -2,16 +2,14 @@
 
 use super::batch::{Batch, Op};
 use crate::{
-    limits::{BATCH_BYTES, PAGE_BYTES_MAX},
+    limits::{BATCH_BYTES, BATCH_BYTES_LEAST, PAGE_BYTES_MAX},
     qemu::{Item, Mark, PageAt, Parser},
 };
 
-/// What is read at the least, bytes, where a record that began in the batch before fills most of the next.
-const SPARE_LEAST: usize = 4096;
-
-/// Bytes of a record at the most: a page, its block's name, and what stands before it. So much of the next batch may lie in
-/// the buffer already.
+/// What the parser asks for at once, bytes: no more is left of a record whose rest has not come.
 const RECORD_BYTES_MAX: usize = PAGE_BYTES_MAX + 1024;
+
+const _: () = assert!(RECORD_BYTES_MAX < BATCH_BYTES_LEAST, "a batch takes in whole records");
 
 /// Reads go into [`spare`](Self::spare), [`filled`](Self::filled) says how much came, [`cut`](Self::cut) takes what there
 /// is as a batch. When to cut is the caller's choice: when a batch [is full](Self::is_full), and whenever there is
@@ -48,20 +46,25 @@ impl BatchBuilder {
         &self.parser
     }
 
-    /// Batches are full at so many bytes from here on, [`BATCH_BYTES`] at the most.
+    /// Batches are full at so many bytes from here on, [`BATCH_BYTES_LEAST`] to [`BATCH_BYTES`].
     pub fn set_batch_bytes(&mut self, bytes: usize) {
-        self.batch_bytes = bytes.min(BATCH_BYTES);
+        self.batch_bytes = bytes.clamp(BATCH_BYTES_LEAST, BATCH_BYTES);
     }
 
-    /// Where the next bytes of the stream go. Empty when the buffer is full.
+    /// Where the next bytes of the stream go. Empty when the batch is full.
     pub fn spare(&mut self) -> &mut [u8] {
-        let end = self.batch_bytes.max(self.filled + SPARE_LEAST).min(self.buffer.len());
+        let end = self.full_at().max(self.filled);
         &mut self.buffer[self.filled..end]
     }
 
-    /// There is enough for a batch, or nothing more fits: cut it before reading on.
+    /// There is enough for a batch: cut it before reading on.
     pub fn is_full(&self) -> bool {
-        self.filled >= self.batch_bytes.min(self.buffer.len())
+        self.filled >= self.full_at()
+    }
+
+    /// Where in the buffer the batch is full.
+    fn full_at(&self) -> usize {
+        self.batch_bytes.min(self.buffer.len())
     }
 
     /// Takes the first `bytes` of [`spare`](Self::spare) (at most all of it) as the next of the stream; returns the marks

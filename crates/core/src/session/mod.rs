@@ -225,7 +225,8 @@ impl LaneCredit {
     }
 
     /// What the batches count for that are sent and not acknowledged, bytes.
-    pub fn in_flight(&self) -> u64 {
+    #[cfg(test)]
+    fn in_flight(&self) -> u64 {
         self.charged
     }
 

@@ -72,13 +72,18 @@ impl Costs {
         lock(&self.state).reading.refuse(source);
     }
 
-    /// A batch came; returns how long each page that it refers to would take to be sent.
-    fn came(&self, coded: Coded) -> Duration {
+    /// A batch came.
+    fn came(&self, coded: Coded) {
+        let sum = &mut lock(&self.state).sending.coded;
+        sum.content_bytes += coded.content_bytes;
+        sum.wire_bytes += coded.wire_bytes;
+    }
+
+    /// How long a page would take to be sent, as far as is known by now.
+    fn time_per_page(&self) -> Duration {
         let Seen { bytes, time } = self.arrivals.seen();
         let sending = &mut lock(&self.state).sending;
         (sending.seen_bytes, sending.seen) = (bytes, time);
-        sending.coded.content_bytes += coded.content_bytes;
-        sending.coded.wire_bytes += coded.wire_bytes;
         sending.time_per_page()
     }
 
@@ -141,9 +146,13 @@ impl Reads {
 
     /// Fills in the pages that stand in known content. Returns those that have to be asked for, by their number in the batch.
     pub(super) fn find(&mut self, decoder: &Decoder, decoded: &mut Decoded) -> Vec<u16> {
-        let per_page = self.costs.came(decoded.coded());
+        self.costs.came(decoded.coded());
         let mut spans = VecDeque::from(decoded.spans());
         let mut missing = Vec::new();
+        if spans.is_empty() {
+            return missing;
+        }
+        let per_page = self.costs.time_per_page();
         // More than once only where a read lasted too long.
         loop {
             missing.extend(self.costs.sort_out(&mut spans));
