@@ -62,6 +62,8 @@ struct World {
     a_qemu_killed: bool,
     b_qemu_killed: bool,
     b_ran: bool,
+    /// A restarted target found `Owned` and its QEMU dead: whether the guest ran, the agent before may have known.
+    b_cannot_tell: bool,
     to_b: VecDeque<Message>,
     to_a: VecDeque<Message>,
     link: bool,
@@ -89,6 +91,7 @@ impl World {
             a_qemu_killed: false,
             b_qemu_killed: false,
             b_ran: false,
+            b_cannot_tell: false,
             to_b: VecDeque::new(),
             to_a: VecDeque::new(),
             link: true,
@@ -328,6 +331,7 @@ impl World {
                 }
             }
             AfterRestart::Run(handover, peer) => {
+                self.b_cannot_tell |= self.b_qemu == Qemu::Absent;
                 let (target, effects) = Target::owned(handover, peer);
                 self.target = Some(target);
                 self.do_target(effects);
@@ -499,6 +503,35 @@ fn a_copy_that_died_is_taken_back_though_the_target_could_not_write_that() {
     assert_eq!((world.a_qemu, world.b_qemu), (Qemu::Running, Qemu::Absent));
 }
 
+/// Whether the guest ran is not to be found out, and had it run, the source's copy would be an old one.
+#[test]
+fn a_guest_that_died_with_its_agent_before_it_is_known_to_have_run_is_not_taken_back() {
+    use Fate::*;
+    let mut world = World::new();
+    for fate in [
+        Journal,
+        Deliver,
+        DeliverBack,
+        Step,
+        Step,
+        Deliver,
+        Journal,
+        DeliverBack,
+        Step,
+        Journal,
+        Deliver,
+        KillTargetQemu,
+        Journal,
+        KillTargetAgent,
+    ] {
+        world.suffer(fate);
+    }
+    world.heal();
+    assert_eq!((world.a_qemu, world.b_qemu), (Qemu::Absent, Qemu::Absent));
+    assert_eq!(world.outcome, Some(Outcome::HandedOver));
+    assert!(matches!(world.b.journal.last(), Some(Record::TakenOver { .. })));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5_000))]
     #[test]
@@ -508,8 +541,8 @@ proptest! {
             world.suffer(fate);
         }
         world.heal();
-        // A target's QEMU that dies before it ran its guest costs nothing but the attempt.
-        let guest_was_killed = world.a_qemu_killed || world.b_qemu_killed && world.b_ran;
+        // A target's QEMU that dies before it ran its guest costs nothing but the attempt, as long as its agent can tell.
+        let guest_was_killed = world.a_qemu_killed || world.b_qemu_killed && (world.b_ran || world.b_cannot_tell);
         if !guest_was_killed {
             let runs = [world.a_qemu, world.b_qemu].iter().filter(|qemu| **qemu == Qemu::Running).count();
             prop_assert_eq!(runs, 1, "a {:?} {:?}, b {:?} {:?}, {:?}", world.a_qemu, world.a.journal, world.b_qemu, world.b.journal, world.outcome);
