@@ -110,7 +110,7 @@ pub fn migrate(lab: &Lab, from: Host, source: &Qemu, target: &Qemu, mode: Mode, 
             qemu.qmp().migrate_set_parameters(&mode.parameters()).await
         })?;
     }
-    target.block_on(target.qmp().migrate_incoming(&uri))?;
+    target.block_on(target.qmp().migrate_incoming(&uri, false))?;
 
     let link_before = lab.tx_bytes(from)?;
     let cpu_before = (Cpu::of(source.pid())?, Cpu::of(target.pid())?);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use vmferry_e2e::api::{Next, Stream};
 use vmferry_e2e::guest::Guest;
@@ -13,6 +13,8 @@ use vmferry_e2e::scenario::{Scenario, address, ensure_alive, small_guest};
 
 const NOTICE_MAX: Duration = Duration::from_secs(30);
 const SLOWLY: [&str; 2] = ["--bandwidth", "4MB/s"];
+/// What dies is not waited for, and there is one attempt.
+const ONCE: [&str; 2] = ["--link-patience", "0s"];
 
 /// A guest on host A with something to send.
 fn guest_on_a(scenario: &Scenario) -> Result<Guest> {
@@ -124,7 +126,7 @@ fn the_target_agents_death_before_prepared_leaves_the_guest_on_its_source() -> R
     let lab = Lab::new()?;
     let mut scenario = Scenario::set_up(&lab)?;
     let mut guest = guest_on_a(&scenario)?;
-    let mut migration = Migration::begin(&scenario.a, "web", &address(Host::B), &SLOWLY)?;
+    let mut migration = Migration::begin(&scenario.a, "web", &address(Host::B), &[SLOWLY, ONCE].concat())?;
     migration.until_precopy()?;
     scenario.b.kill()?;
     expect_rolled_back(migration)?;
@@ -143,7 +145,7 @@ fn a_target_agent_that_dies_after_prepared_asks_what_became_of_it() -> Result<()
 
     // The source never heard that it was prepared: the copy goes.
     let held = proxy.hold("prepared");
-    let migration = Migration::begin(&scenario.a, "web", &proxy.address(), &[])?;
+    let migration = Migration::begin(&scenario.a, "web", &proxy.address(), &ONCE)?;
     held.reached()?;
     scenario.b.kill()?;
     held.release();
@@ -222,4 +224,31 @@ fn a_guest_outlives_its_agent_and_can_be_moved_by_the_next_one() -> Result<()> {
     scenario.a.restart()?;
     let (guest, _) = talk.finish()?;
     goes_on_a_and_moves_then(&scenario, guest)
+}
+
+#[test]
+fn a_target_agent_that_is_restarted_in_precopy_is_sent_only_what_its_guest_does_not_hold() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut scenario = Scenario::set_up(&lab)?;
+    let mut guest = guest_on_a(&scenario)?;
+    let flags = [&SLOWLY[..], &["--verify"]].concat();
+    let mut migration = Migration::begin(&scenario.a, "web", &address(Host::B), &flags)?;
+    let half = 12 << 20;
+    migration.until("half of it crossed", |progress| {
+        progress["wire_bytes"].as_u64() > Some(half)
+    })?;
+    scenario.b.kill()?;
+    scenario.b.restart()?;
+    let report = migration.report()?;
+    ensure_moved_and_verified(&report)?;
+    ensure!(report["attempts"] == 2, "{report:#}");
+    // Half of the first attempt's bytes were random: 1,500 pages at the least, and each is found where that one left it.
+    let contents = report["contents"].as_array().into_iter().flatten();
+    let kept: Vec<u64> = contents
+        .filter(|content| content["source"] == "the target's own")
+        .filter_map(|content| content["pages"].as_u64())
+        .collect();
+    ensure!(matches!(kept[..], [pages] if pages > 1500), "{report:#}");
+    scenario.settles(&[], &["web"])?;
+    ensure_alive(&mut guest)
 }

@@ -286,7 +286,7 @@ fn memory_of_a_stopped_guest_equals_that_of_its_copy_until_either_changes() -> R
     let socket = format!("unix:{}", lab.folder().join("migration").display());
     // The run state travels: what was stopped before stays stopped at the target.
     source.block_on(source.qmp().stop())?;
-    target.block_on(target.qmp().migrate_incoming(&socket))?;
+    target.block_on(target.qmp().migrate_incoming(&socket, false))?;
     let events = [(vmferry_qmp::Capability::Events, true)];
     let mut changes = target.qmp().events();
     target.block_on(target.qmp().migrate_set_capabilities(&events))?;

@@ -55,6 +55,9 @@ pub const MESSAGE_VALUES_MAX: usize = 1 << 16;
 /// Bytes of messages and return path that wait for a peer to read them, at the most. One that has not read so much answers
 /// nobody; its control lane is closed.
 pub const UNHEARD_BYTES_MAX: usize = 4 << 20;
+/// Bytes of frames that were sent and the peer has not said to have, on one connection, at the most: beyond this the sender waits.
+/// Four times what a data lane has credit for, so that one that keeps to it never does.
+pub const RESEND_BYTES_MAX: usize = 4 * LANE_CREDIT_BYTES_MAX as usize;
 /// Control lanes that no migration has claimed yet, at the most.
 pub const UNCLAIMED_LANES_MAX: usize = 64;
 /// Migrations under way to one host, at the most: far more than its memory and links are for.
@@ -62,8 +65,16 @@ pub const INCOMING_MAX: usize = 64;
 
 /// How often an agent says something on an otherwise silent control lane.
 pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(1);
-/// How long a control lane may be silent before the peer counts as lost: long enough for a busy host or a blip of the link.
+/// How long a control lane may be silent before the peer counts as lost, where lost links are not waited for: long enough for a busy
+/// host or a blip of the link.
 pub const PEER_SILENCE: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long it may be silent before another TCP connection is tried, where they are: one that is given up too early costs what was on
+/// its way, one that is kept too long waits for the kernel's retransmissions, which come ever more rarely.
+pub const LINK_SILENCE: std::time::Duration = std::time::Duration::from_secs(3);
+/// The longest that a target waits for a link, whatever the source asks for: the memory that it set aside meanwhile is nobody's.
+pub const LINK_PATIENCE_MAX: std::time::Duration = std::time::Duration::from_secs(3600);
+/// What is heard on a control lane before it is said that it was, at the latest, bytes: the peer keeps it until then.
+pub const HEARD_BYTES: usize = 1 << 20;
 
 /// A frame of a content table: the table of 1 GiB of a guest's memory takes six such.
 pub const CONTENT_TABLE_FRAME_BYTES_MAX: usize = 1 << 20;

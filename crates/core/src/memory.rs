@@ -20,6 +20,8 @@ pub const GUEST_PART: u64 = 8;
 const PROGRAM_BYTES: u64 = 40 << 20;
 /// Batches of a lane: those on their way, empty buffers for as many, and a few that are worked on.
 const LANE_BYTES: u64 = 2 * LANE_CREDIT_BYTES_MAX + 4 * BATCH_PLAIN_BYTES_MAX as u64;
+/// Frames of a lane that the target has not said to have, and empty buffers for more.
+const RESEND_BYTES: u64 = LANE_CREDIT_BYTES_MAX + 4 * BATCH_PLAIN_BYTES_MAX as u64;
 /// Bytes of a page of nearly all guests. Larger ones make fewer entries.
 const PAGE_BYTES: u64 = 4096;
 /// Memory that a guest has beside what its definition says: firmware, video memory, option ROMs.
@@ -88,7 +90,7 @@ impl Session {
 
     /// What has to be there.
     fn source_fixed(&self) -> Vec<Part> {
-        let lane = LANE_BYTES + self.coders.encoder_bytes_max();
+        let lane = LANE_BYTES + RESEND_BYTES + self.coders.encoder_bytes_max();
         vec![
             part("the program", PROGRAM_BYTES),
             part("lanes", u64::from(self.lanes) * lane),

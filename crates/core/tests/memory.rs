@@ -67,7 +67,7 @@ fn the_bounds_hold_for_guests_of_every_size() {
 fn without_known_content_nearly_all_pages_have_hashes() {
     let hashes = |guest_bytes| session(guest_bytes).source(0).pop().map(|part| part.bytes);
     let all = |guest_bytes: u64| guest_bytes / 4096 * 512;
-    for (guest_gib, part) in GUESTS_GIB.into_iter().zip([1.0, 0.99, 0.95, 0.94]) {
+    for (guest_gib, part) in GUESTS_GIB.into_iter().zip([1.0, 0.97, 0.95, 0.94]) {
         let hashes = hashes(guest_gib * GIB).unwrap() as f64;
         assert!(
             hashes >= part * all(guest_gib * GIB) as f64,

@@ -129,6 +129,11 @@ impl Lane {
         result
     }
 
+    /// The lane goes on over another socket.
+    pub(crate) fn goes_on(&self, stream: TcpStream) {
+        self.socket().goes_on(stream);
+    }
+
     fn socket(&self) -> &Socket {
         &self.arrivals.lanes[self.index]
     }

@@ -150,7 +150,10 @@ impl GuestMemory {
     /// Those parts of a block that may hold something else than zeros. A page of private anonymous memory that was never
     /// touched holds zeros; of any other kind of memory (a file, memory shared with another process) nothing is known.
     pub(crate) fn held(&self, block: BlockId) -> io::Result<Vec<Range<u64>>> {
-        let host = self.host_of(block)?;
+        self.held_of(self.host_of(block)?)
+    }
+
+    fn held_of(&self, host: &HostBlock) -> io::Result<Vec<Range<u64>>> {
         if !self.is_private_anonymous(host)? {
             return Ok(iter::once(0..host.bytes).collect());
         }
@@ -256,6 +259,24 @@ impl GuestMemory {
             let offset = first * page_bytes as u64;
             self.read(block, offset, part)?;
             each(Place::new(&self.host_of(block)?.name, offset), part)?;
+        }
+        Ok(())
+    }
+
+    /// Reads everything that may hold something else than zeros, where no stream tells which pages there are. Whole pages, some at
+    /// once, with the place of the first.
+    pub fn read_held(&self, each: &mut dyn FnMut(Place, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        for host in &self.host {
+            for range in self.held_of(host)? {
+                let mut offset = range.start;
+                while offset < range.end {
+                    let part = &mut chunk[..(range.end - offset).min(CHUNK_BYTES as u64) as usize];
+                    self.read_at(host.address + offset, part)?;
+                    each(Place::new(&host.name, offset), part)?;
+                    offset += part.len() as u64;
+                }
+            }
         }
         Ok(())
     }

@@ -14,7 +14,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`connection`] | a TCP connection that carries frames |
+//! | [`connection`] | connections that carry frames, and outlive their TCP connections |
 //! | [`source`] | reader and lanes on the source |
 //! | [`target`] | lanes and writer on the target |
 //! | [`guest_memory`] | the guest's pages, read and written from outside its QEMU |

@@ -8,15 +8,21 @@ use rustix::io::Errno;
 use std::io::{self, IoSliceMut, Read};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The receiving direction of a connection.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: TcpStream,
-    /// Bytes read. Locked while some are, so that none are neither here nor there.
-    read: Mutex<u64>,
+    /// Locked while bytes are read, so that none are neither here nor there.
+    now: Mutex<Now>,
+}
+
+#[derive(Debug)]
+struct Now {
+    stream: Arc<TcpStream>,
+    /// Bytes read.
+    read: u64,
 }
 
 /// What a socket has received at some moment, bytes since it is counted.
@@ -37,19 +43,26 @@ impl Held {
 impl Socket {
     /// Counts from now on what is received.
     pub(crate) fn new(stream: TcpStream) -> Socket {
-        // Without the times of arrival, bytes count as arrived when they are read.
-        let _ = setsockopt(&stream, ReceiveTimestampns, &true);
-        let read = Mutex::new(0);
-        Socket { stream, read }
+        stamp_arrivals(&stream);
+        let stream = Arc::new(stream);
+        Socket {
+            now: Mutex::new(Now { stream, read: 0 }),
+        }
+    }
+
+    /// The connection goes on over another socket. What was not read of this one comes again.
+    pub(crate) fn goes_on(&self, stream: TcpStream) {
+        stamp_arrivals(&stream);
+        lock(&self.now).stream = Arc::new(stream);
     }
 
     /// What it has received up to now.
     pub(crate) fn held(&self) -> Held {
-        let read = lock(&self.read);
+        let now = lock(&self.now);
         Held {
-            read: *read,
+            read: now.read,
             // Fails on no connected socket, nor on one that was.
-            unread: rustix::io::ioctl_fionread(&self.stream).unwrap_or(0),
+            unread: rustix::io::ioctl_fionread(&now.stream).unwrap_or(0),
         }
     }
 
@@ -66,11 +79,11 @@ impl Socket {
     fn read_here(&self, buffer: &mut [u8]) -> nix::Result<(usize, Instant)> {
         let mut space = nix::cmsg_space!(TimeSpec);
         let mut parts = [IoSliceMut::new(buffer)];
-        let mut read = lock(&self.read);
-        let fd = self.stream.as_raw_fd();
+        let mut now = lock(&self.now);
+        let fd = now.stream.as_raw_fd();
         let message = recvmsg::<()>(fd, &mut parts, Some(&mut space), MsgFlags::MSG_DONTWAIT)?;
-        *read += message.bytes as u64;
-        drop(read);
+        now.read += message.bytes as u64;
+        drop(now);
         let stamp = message.cmsgs()?.find_map(|said| match said {
             ControlMessageOwned::ScmTimestampns(time) => Some(SystemTime::UNIX_EPOCH + Duration::from(time)),
             _ => None,
@@ -79,6 +92,11 @@ impl Socket {
         let now = Instant::now();
         Ok((message.bytes, age.and_then(|age| now.checked_sub(age)).unwrap_or(now)))
     }
+}
+
+fn stamp_arrivals(stream: &TcpStream) {
+    // Without the times of arrival, bytes count as arrived when they are read.
+    let _ = setsockopt(stream, ReceiveTimestampns, &true);
 }
 
 /// Reads a [`Socket`], whose only reader it is.
@@ -101,7 +119,8 @@ impl Reader<'_> {
             .map(Timespec::try_from)
             .transpose()
             .map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(&self.socket.stream, PollFlags::IN)], limit.as_ref()) {
+        let stream = lock(&self.socket.now).stream.clone();
+        match poll(&mut [PollFd::new(&stream, PollFlags::IN)], limit.as_ref()) {
             Ok(0) => Err(io::ErrorKind::TimedOut.into()),
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),

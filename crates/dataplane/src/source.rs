@@ -1,7 +1,7 @@
 //! The source's half: reads QEMU's stream, encodes it on every lane at once, and sends it.
 
 use crate::coding::Coding;
-use crate::connection::{Closer, Receiver, Sender};
+use crate::connection::{Handle, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::kept::Kept;
 use crate::pace::Pace;
@@ -75,8 +75,10 @@ pub enum Event {
 pub struct Counters {
     /// Bytes of QEMU's stream read.
     pub stream_bytes: u64,
-    /// Wire bytes sent on the lanes, frames included.
+    /// Wire bytes sent on the lanes, frames included; of those that were sent more than once, once.
     pub wire_bytes: u64,
+    /// Wire bytes sent again over another TCP connection.
+    pub resent_bytes: u64,
     /// Wire bytes that the target has received.
     pub acknowledged_bytes: u64,
     /// Bytes of the stream that the target has placed or its QEMU has taken.
@@ -108,7 +110,7 @@ struct Lane {
     credit: Mutex<LaneCredit>,
     acknowledged: Condvar,
     taken_bytes: AtomicU64,
-    closer: Closer,
+    handle: Handle,
 }
 
 struct Shared {
@@ -146,17 +148,15 @@ impl Source {
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> io::Result<Source> {
         let (senders, receivers): (Vec<Sender>, Vec<Receiver>) = lanes.into_iter().unzip();
-        let lane = |sender: Sender| {
-            Ok(Lane {
-                closer: sender.closer()?,
-                sender: Mutex::new(sender),
-                kept: Mutex::default(),
-                credit: Mutex::default(),
-                acknowledged: Condvar::new(),
-                taken_bytes: AtomicU64::new(0),
-            })
+        let lane = |sender: Sender| Lane {
+            handle: sender.handle(),
+            sender: Mutex::new(sender),
+            kept: Mutex::default(),
+            credit: Mutex::default(),
+            acknowledged: Condvar::new(),
+            taken_bytes: AtomicU64::new(0),
         };
-        let lanes = senders.into_iter().map(lane).collect::<io::Result<Vec<_>>>()?;
+        let lanes = senders.into_iter().map(lane).collect::<Vec<_>>();
         qemu.set_write_timeout(Some(RETURN_PATH_LIMIT))?;
         let reader_socket = qemu.try_clone()?;
         let shared = Arc::new(Shared {
@@ -250,6 +250,7 @@ impl Source {
         Counters {
             stream_bytes: shared.stream_bytes.load(Ordering::Relaxed),
             wire_bytes: shared.wire_bytes.load(Ordering::Relaxed),
+            resent_bytes: shared.lanes.iter().map(|lane| lane.handle.resent_bytes()).sum(),
             acknowledged_bytes: shared.acknowledged_bytes.load(Ordering::Relaxed),
             taken_bytes: shared
                 .lanes
@@ -264,6 +265,13 @@ impl Source {
     /// Which coders were chosen so far, and why.
     pub fn coding(&self) -> Log {
         self.shared.coding.as_ref().map(Coding::log).unwrap_or_default()
+    }
+
+    /// The link was gone at that time: every lane whose TCP connection was made before is taken up again over another.
+    pub fn suspect_link(&self, before: Instant) {
+        for lane in &self.shared.lanes {
+            lane.handle.suspect(before);
+        }
     }
 
     /// Closes QEMU's socket and every lane. A QEMU whose migration is not over ends it and resumes its guest.
@@ -285,7 +293,7 @@ impl Shared {
         let _ = self.qemu.shutdown(Shutdown::Both);
         self.ordered.end();
         for lane in &self.lanes {
-            lane.closer.close();
+            lane.handle.close();
             // Whoever waits for credit holds the lock while it looks at `closed`, so it can't miss this.
             drop(lock(&lane.credit));
             lane.acknowledged.notify_all();
@@ -383,7 +391,6 @@ impl Shared {
     fn run_lane(&self, index: usize, inbox: Inbox<Batch>, returned: Outbox<Vec<u8>>) {
         let mut encoders = Encoders::new(self.settings.coders.clone());
         let mut meter = self.coding.as_ref().map(|coding| coding.lane(index));
-        let mut payload = Vec::new();
         let mut sent_bytes = 0;
         for batch in inbox {
             if let Some(meter) = &mut meter {
@@ -409,7 +416,7 @@ impl Shared {
                     .refer(&batch, &blocks, &fingerprints, &mut classes);
             }
             let mut stats = EncodingStats::default();
-            payload.clear();
+            let mut payload = lock(&self.lanes[index].sender).buffer();
             let coder = meter.as_mut().map_or(0, |meter| meter.choose(&batch, &classes));
             let stream_bytes = batch.stream().len() as u64;
             let encoded = encode(&batch, &classes, digest, &mut encoders, coder, &mut payload, &mut stats);
@@ -433,7 +440,7 @@ impl Shared {
             if let Some(pace) = &self.pace {
                 pace.wait(payload.len() as u64);
             }
-            if let Err(why) = self.send(index, Kind::Data, &payload) {
+            if let Err(why) = self.send(index, Kind::Data, payload) {
                 return self.fail(why);
             }
             if let Some(meter) = &mut meter {
@@ -442,7 +449,7 @@ impl Shared {
         }
     }
 
-    fn send(&self, index: usize, kind: Kind, payload: &[u8]) -> Result<(), String> {
+    fn send(&self, index: usize, kind: Kind, payload: Vec<u8>) -> Result<(), String> {
         let sent = lock(&self.lanes[index].sender).send(kind, payload);
         let bytes = sent.map_err(|error| format!("lane {index}: {error}"))?;
         self.wire_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -518,7 +525,7 @@ impl Shared {
         if let Some(pace) = &self.pace {
             pace.wait(answer.payload.len() as u64);
         }
-        self.send(index, Kind::Supply, &answer.payload)
+        self.send(index, Kind::Supply, answer.payload)
     }
 
     fn count(&self, round: u32, stats: &EncodingStats) {

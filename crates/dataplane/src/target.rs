@@ -8,7 +8,7 @@ use self::reads::{Costs, Reads, Spawn};
 use self::writer::Writer;
 use crate::arrivals::Arrivals;
 use crate::coding::{DecodeMeter, Spent};
-use crate::connection::{Closer, Receiver, Sender};
+use crate::connection::{Handle, Receiver, Sender};
 use crate::guest_memory::GuestMemory;
 use crate::placement::Placement;
 use crate::placers::Placers;
@@ -20,6 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use vmferry_core::limits::RETURN_PATH_FRAME_BYTES_MAX;
 use vmferry_core::page::{Assembler, Coders, Decoded, Decoder, FingerprintKey, Place, StreamDigest};
 use vmferry_core::qemu::return_path::{Message, ReturnPath};
@@ -47,6 +48,8 @@ pub struct Settings {
     pub content: Arc<ReadContent>,
     /// The most that the source sends on all lanes together, bytes per second, if it keeps to a limit.
     pub bandwidth: Option<u64>,
+    /// How long a lane whose link broke is waited for.
+    pub link_patience: Duration,
 }
 
 /// Reads known content, from several threads at once.
@@ -80,7 +83,7 @@ struct Ordered {
 
 struct Shared {
     settings: Settings,
-    lanes: Vec<Closer>,
+    lanes: Vec<Handle>,
     /// How fast they carry.
     arrivals: Arc<Arrivals>,
     costs: Arc<Costs>,
@@ -119,10 +122,7 @@ impl Target {
         let shared = Arc::new(Shared {
             costs: Arc::new(Costs::new(lanes.len() as u32, settings.bandwidth, arrivals.clone())),
             arrivals,
-            lanes: lanes
-                .iter()
-                .map(|(sender, _)| sender.closer())
-                .collect::<io::Result<Vec<_>>>()?,
+            lanes: lanes.iter().map(|(sender, _)| sender.handle()).collect(),
             ordered: Mutex::new(Ordered {
                 assembler: Assembler::new(settings.key.clone()).with_guest_bytes_max(settings.guest_bytes_max),
                 memory: memory.map(Arc::new),
@@ -139,6 +139,7 @@ impl Target {
         let mut senders = Vec::new();
         for (index, (sender, mut receiver)) in lanes.into_iter().enumerate() {
             receiver.count_arrivals(shared.arrivals.clone(), index);
+            sender.handle().set_patience(shared.settings.link_patience);
             let sender = Arc::new(Mutex::new(sender));
             senders.push(sender.clone());
             let (arrived, buffers) = (arrived.clone(), buffers.clone());
@@ -274,7 +275,7 @@ impl Shared {
             };
             match heard.map_err(|error| error.to_string())? {
                 Next::Ask(ask) => {
-                    let asked = lock(sender).send(Kind::Ask, &ask.encode());
+                    let asked = lock(sender).send(Kind::Ask, ask.encode());
                     asked.map_err(|error| error.to_string())?;
                 }
                 Next::Complete(whole) => {

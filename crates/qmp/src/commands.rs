@@ -83,9 +83,13 @@ impl Qmp {
     }
 
     /// `migrate-incoming`: listens on `uri`, in a QEMU started with `-incoming defer`, once in its life. A broken stream
-    /// ends that QEMU.
-    pub async fn migrate_incoming(&self, uri: &str) -> Result<()> {
-        self.tell("migrate-incoming", json!({ "uri": uri })).await
+    /// ends that QEMU, unless it shall stay and can (`exit-on-error`, from QEMU 9.1 on; an older one refuses the argument).
+    pub async fn migrate_incoming(&self, uri: &str, stays: bool) -> Result<()> {
+        let arguments = match stays {
+            true => json!({ "uri": uri, "exit-on-error": false }),
+            false => json!({ "uri": uri }),
+        };
+        self.tell("migrate-incoming", arguments).await
     }
 
     /// `migrate_cancel`: harmless where no migration runs; the guest runs on at the source.

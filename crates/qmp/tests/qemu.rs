@@ -258,7 +258,7 @@ async fn a_machine_migrates_over_a_unix_socket() {
     let mut source_events = source_qmp.events();
     let mut target_events = target_qmp.events();
     let socket = target.path("incoming");
-    target_qmp.migrate_incoming(&unix_uri(&socket)).await.unwrap();
+    target_qmp.migrate_incoming(&unix_uri(&socket), false).await.unwrap();
     source_qmp.migrate(&unix_uri(&socket)).await.unwrap();
     wait_for(&mut source_events, &EventKind::MigrationPass(1)).await;
     wait_for(&mut source_events, &EventKind::Stop).await;

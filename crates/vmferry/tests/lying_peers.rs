@@ -3,6 +3,8 @@
 #[expect(dead_code, reason = "other tests use the rest of it")]
 mod host;
 
+use std::time::Duration;
+
 use host::Host;
 use vmferry_core::limits::UNCLAIMED_LANES_MAX;
 use vmferry_core::wire::frame::Kind;
@@ -17,8 +19,10 @@ fn connect(host: &Host, lane: Lane) -> (Sender, Receiver) {
         software: "test".to_owned(),
         port: 1,
         lane,
+        connection: None,
+        heard: None,
     };
-    connection::connect(host.peers, &hello).unwrap()
+    connection::connect(host.peers, &hello, Duration::ZERO).unwrap()
 }
 
 /// Asks about a handover that nobody knows of.
@@ -29,7 +33,7 @@ fn inquire((sender, receiver): &mut (Sender, Receiver)) {
         epoch: Epoch(1),
     };
     let question = serde_json::to_vec(&Message::Inquire { handover }).unwrap();
-    sender.send(Kind::Message, &question).unwrap();
+    sender.send(Kind::Message, question).unwrap();
     let verdict = loop {
         let (kind, payload) = receiver.receive().unwrap();
         assert_eq!(kind, Kind::Message);
@@ -70,7 +74,7 @@ async fn control_lanes_that_no_migration_claims_are_turned_away_beyond_a_number(
     // A lane that is about nothing here is closed and makes room.
     let mut lane = lanes.remove(0);
     let stopped = serde_json::to_vec(&Message::Stopped).unwrap();
-    lane.0.send(Kind::Message, &stopped).unwrap();
+    lane.0.send(Kind::Message, stopped).unwrap();
     // Those that it was said while the others connected.
     is_let_go(&mut lane, 5);
 }

@@ -19,5 +19,6 @@ pub(super) fn transfer() -> Transfer {
         fingerprint_key: [0; 32],
         verify_memory: false,
         bandwidth: None,
+        link_patience_ms: 0,
     }
 }

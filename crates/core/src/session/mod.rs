@@ -5,12 +5,14 @@
 //! gives them back when they are in the target guest's memory, or its QEMU has taken them. So a slow reader
 //! anywhere (link, decoder, QEMU) slows the source's QEMU down, and what is buffered when the guest stops is bounded.
 //!
-//! A lane that breaks ends the session. Frames are numbered and acknowledgements cumulative, which is what a lane that is
-//! replaced needs to know what to send again.
+//! A lane outlives its TCP connection: what the other side has not said to have is [kept](Unheard), and sent again over the
+//! next.
 
 mod lane;
+mod unheard;
 
 pub use lane::{LaneError, Next, TargetLane, Whole};
+pub use unheard::{Unheard, Unsaid, WrongCount};
 
 use crate::limits::{
     BATCH_BYTES, BATCH_BYTES_LEAST, BATCH_CHARGE_BYTES_MIN, BATCH_PLAIN_BYTES_MAX, LANE_BATCHES_MAX,

@@ -1,4 +1,4 @@
-//! Frames: a 24-byte header, then a payload whose length the header gives.
+//! Frames: a 32-byte header, then a payload whose length the header gives.
 //!
 //! ```text
 //! offset size
@@ -6,12 +6,16 @@
 //!      4    1  kind
 //!      5    3  the low bytes of XXH3-64 over length, kind and sequence number
 //!      8    8  sequence number: 0 for a connection's first frame in this direction, then one more each
-//!     16    8  XXH3-64 over bytes 0..16, continued over the payload
+//!     16    8  frames of the other direction that the sender has
+//!     24    8  XXH3-64 over bytes 0..24, continued over the payload
 //! ```
 //!
 //! Integers are big-endian. The header has a check of its own, because a receiver acts on the length before the payload is
-//! there: a length changed on the way would have it wait for bytes that never come. The checksum finds broken links and broken code; it is no defence against a peer that lies,
-//! which the encodings' own fingerprints are.
+//! there: a length changed on the way would have it wait for bytes that never come. The checksum finds broken links and broken
+//! code; it is no defence against a peer that lies, which the encodings' own fingerprints are.
+//!
+//! The numbers are those of a connection that may outlive its TCP connection: what one side has not said to have is sent again
+//! over the next ([`crate::session::Unheard`]).
 
 use crate::limits::{
     CONTENT_TABLE_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, DATA_FRAME_BYTES_MAX, HELLO_FRAME_BYTES_MAX,
@@ -21,7 +25,10 @@ use crate::page::ask::ASK_BYTES_MAX;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes of a frame's header.
-pub const HEADER_BYTES: usize = 24;
+pub const HEADER_BYTES: usize = 32;
+
+/// Bytes of a header before its checksum.
+const CHECKED_BYTES: usize = 24;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,12 +147,14 @@ pub struct Header {
     pub payload_bytes: usize,
     /// Position in the connection, this direction.
     pub sequence: u64,
+    /// Frames of the other direction that the sender has.
+    pub heard: u64,
     checksum: u64,
 }
 
 impl Header {
     /// The header that belongs before `payload`; `None` if the payload is longer than its kind allows.
-    pub fn encode(kind: Kind, sequence: u64, payload: &[u8]) -> Option<[u8; HEADER_BYTES]> {
+    pub fn encode(kind: Kind, sequence: u64, heard: u64, payload: &[u8]) -> Option<[u8; HEADER_BYTES]> {
         if payload.len() > kind.payload_bytes_max() {
             return None;
         }
@@ -156,8 +165,9 @@ impl Header {
         header[8..16].copy_from_slice(&sequence.to_be_bytes());
         let check = header_check(&header);
         header[5..8].copy_from_slice(&check);
-        let checksum = checksum(&header[..16], payload);
-        header[16..24].copy_from_slice(&checksum.to_be_bytes());
+        header[16..24].copy_from_slice(&heard.to_be_bytes());
+        let checksum = checksum(&header[..CHECKED_BYTES], payload);
+        header[CHECKED_BYTES..].copy_from_slice(&checksum.to_be_bytes());
         Some(header)
     }
 
@@ -166,9 +176,12 @@ impl Header {
         if bytes[5..8] != header_check(bytes) {
             return Err(FrameError::Header);
         }
-        let [l0, l1, l2, l3, kind, _, _, _, sequence_and_checksum @ ..] = *bytes;
-        let (sequence, checksum) = sequence_and_checksum.split_at(8);
-        let be64 = |bytes: &[u8]| bytes.iter().fold(0u64, |value, &byte| value << 8 | u64::from(byte));
+        let [l0, l1, l2, l3, kind, ..] = *bytes;
+        let be64 = |at: usize| {
+            bytes[at..at + 8]
+                .iter()
+                .fold(0u64, |value, &byte| value << 8 | u64::from(byte))
+        };
         let kind = Kind::from_byte(kind).ok_or(FrameError::Kind(kind))?;
         let bytes = u32::from_be_bytes([l0, l1, l2, l3]);
         if bytes as usize > kind.payload_bytes_max() {
@@ -177,16 +190,21 @@ impl Header {
         Ok(Header {
             kind,
             payload_bytes: bytes as usize,
-            sequence: be64(sequence),
-            checksum: be64(checksum),
+            sequence: be64(8),
+            heard: be64(16),
+            checksum: be64(CHECKED_BYTES),
         })
     }
 
     /// Checks the payload that followed this header.
     pub fn verify(&self, payload: &[u8]) -> Result<(), FrameError> {
-        let again = Header::encode(self.kind, self.sequence, payload);
+        let again = Header::encode(self.kind, self.sequence, self.heard, payload);
         match again {
-            Some(again) if again[16..] == self.checksum.to_be_bytes() && payload.len() == self.payload_bytes => Ok(()),
+            Some(again)
+                if again[CHECKED_BYTES..] == self.checksum.to_be_bytes() && payload.len() == self.payload_bytes =>
+            {
+                Ok(())
+            }
             _ => Err(FrameError::Checksum(self.sequence)),
         }
     }
@@ -217,19 +235,12 @@ pub fn check_preface(bytes: [u8; 8]) -> Result<(), FrameError> {
     }
 }
 
-/// One direction of a connection: numbers what is sent, or checks the numbers of what is received.
+/// The receiving direction of a connection: checks the numbers of what comes.
 #[derive(Debug, Default)]
-pub struct Sequence(u64);
+pub struct Received(u64);
 
-impl Sequence {
-    /// The header of the next frame to send; `None` if the payload is over its kind's limit (nothing was numbered then).
-    pub fn next_header(&mut self, kind: Kind, payload: &[u8]) -> Option<[u8; HEADER_BYTES]> {
-        let header = Header::encode(kind, self.0, payload)?;
-        self.0 += 1;
-        Some(header)
-    }
-
-    /// Accepts a received frame if it is whole and the one that was due.
+impl Received {
+    /// Accepts a frame if it is whole and the one that is due.
     pub fn accept(&mut self, header: &Header, payload: &[u8]) -> Result<(), FrameError> {
         if header.sequence != self.0 {
             return Err(FrameError::Sequence {
@@ -241,6 +252,11 @@ impl Sequence {
         self.0 += 1;
         Ok(())
     }
+
+    /// How many frames were accepted.
+    pub fn count(&self) -> u64 {
+        self.0
+    }
 }
 
 #[cfg(test)]
@@ -250,9 +266,11 @@ mod tests {
 
     #[test]
     fn a_frame_is_accepted_once_and_in_order() {
-        let (mut out, mut into) = (Sequence::default(), Sequence::default());
-        let first = Header::parse(&out.next_header(Kind::Data, b"one").unwrap()).unwrap();
-        let second = Header::parse(&out.next_header(Kind::Data, b"two").unwrap()).unwrap();
+        let mut into = Received::default();
+        let header = |sequence, payload| Header::encode(Kind::Data, sequence, 7, payload).unwrap();
+        let first = Header::parse(&header(0, b"one")).unwrap();
+        let second = Header::parse(&header(1, b"two")).unwrap();
+        assert_eq!((first.heard, second.heard), (7, 7));
         assert_eq!(
             into.accept(&second, b"two"),
             Err(FrameError::Sequence { got: 1, expected: 0 })
@@ -263,13 +281,14 @@ mod tests {
             Err(FrameError::Sequence { got: 0, expected: 1 })
         );
         assert_eq!(into.accept(&second, b"two"), Ok(()));
+        assert_eq!(into.count(), 2);
     }
 
     #[test]
     fn a_payload_over_its_kinds_limit_is_neither_sent_nor_received() {
         let long = vec![0; Kind::Ack.payload_bytes_max() + 1];
-        assert_eq!(Header::encode(Kind::Ack, 0, &long), None);
-        let mut header = Header::encode(Kind::Data, 0, &long).unwrap();
+        assert_eq!(Header::encode(Kind::Ack, 0, 0, &long), None);
+        let mut header = Header::encode(Kind::Data, 0, 0, &long).unwrap();
         header[4] = Kind::Ack as u8;
         let check = header_check(&header);
         header[5..8].copy_from_slice(&check);
@@ -282,7 +301,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_changed_bit_is_noticed(payload in prop::collection::vec(any::<u8>(), 0..200), bit in any::<prop::sample::Index>()) {
-            let mut bytes = Header::encode(Kind::Data, 0, &payload).unwrap().to_vec();
+            let mut bytes = Header::encode(Kind::Data, 0, 5, &payload).unwrap().to_vec();
             bytes.extend_from_slice(&payload);
             let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -291,7 +310,7 @@ mod tests {
             if bit < 16 * 8 {
                 prop_assert!(parsed.is_err(), "a receiver would have waited for a payload of another length");
             } else {
-                prop_assert!(Sequence::default().accept(&parsed.unwrap(), payload).is_err());
+                prop_assert!(Received::default().accept(&parsed.unwrap(), payload).is_err());
             }
         }
 

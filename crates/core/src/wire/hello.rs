@@ -2,9 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The protocol versions that this build speaks, oldest and newest. From 3 on the target tells where the memory
-/// that it kept was, and pages cross as their difference to it.
-pub const VERSIONS: Versions = Versions { oldest: 3, newest: 3 };
+/// The protocol versions that this build speaks, oldest and newest. From 4 on connections are taken up again.
+pub const VERSIONS: Versions = Versions { oldest: 4, newest: 4 };
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,39 +28,56 @@ impl std::fmt::Display for Versions {
     }
 }
 
-/// A migration's identity, 128 random bits drawn by its source: it ties data lanes to their control lane and both hosts'
-/// journals, logs and reports to each other.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct MigrationId(pub u128);
+/// A number of 128 random bits, 32 hexadecimal digits in JSON.
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(pub u128);
 
-impl std::fmt::Display for MigrationId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl std::fmt::Debug for MigrationId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
-    }
-}
-
-impl From<MigrationId> for String {
-    fn from(id: MigrationId) -> String {
-        id.to_string()
-    }
-}
-
-impl TryFrom<String> for MigrationId {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        match u128::from_str_radix(&text, 16) {
-            Ok(id) if text.len() == 32 => Ok(MigrationId(id)),
-            _ => Err(format!("`{text}` is not a migration id (32 hexadecimal digits)")),
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
         }
-    }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                match u128::from_str_radix(&text, 16) {
+                    Ok(id) if text.len() == 32 => Ok($name(id)),
+                    _ => Err(format!("`{text}` is not {} (32 hexadecimal digits)", $what)),
+                }
+            }
+        }
+    };
 }
+
+random_id!(
+    /// A migration's identity, drawn by its source: it ties data lanes to their control lane and both hosts'
+    /// journals, logs and reports to each other.
+    MigrationId,
+    "a migration id"
+);
+
+random_id!(
+    /// A connection's identity, drawn by who opened it: by this it is taken up again over another TCP connection.
+    ConnectionId,
+    "a connection id"
+);
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +108,12 @@ pub struct Hello {
     /// What this connection is for.
     #[serde(flatten)]
     pub lane: Lane,
+    /// By what the connection can be taken up again, if it can.
+    #[serde(default)]
+    pub connection: Option<ConnectionId>,
+    /// How many of its frames the speaker has, where it is taken up again.
+    #[serde(default)]
+    pub heard: Option<u64>,
 }
 
 /// The accepting side's first frame.
@@ -106,6 +128,9 @@ pub enum HelloReply {
         host: String,
         /// The speaker's vmferry version.
         software: String,
+        /// How many frames of it the speaker has, where it is taken up again.
+        #[serde(default)]
+        heard: u64,
     },
     /// It may not, and is closed.
     Unwelcome {
@@ -121,6 +146,7 @@ pub fn answer(hello: &Hello, own: Versions, host: &str, software: &str) -> Hello
             version,
             host: host.to_owned(),
             software: software.to_owned(),
+            heard: 0,
         },
         None => HelloReply::Unwelcome {
             reason: format!(
@@ -142,6 +168,8 @@ mod tests {
             software: "0.1".into(),
             port: 1,
             lane: Lane::Control,
+            connection: Some(ConnectionId(7)),
+            heard: None,
         }
     }
 

@@ -54,6 +54,9 @@ pub struct Transfer {
     /// see it and weighs what sending takes.
     #[serde(default)]
     pub bandwidth: Option<u64>,
+    /// How long both sides wait for a link that breaks, milliseconds.
+    #[serde(default)]
+    pub link_patience_ms: u64,
 }
 
 /// What a target that took a VM in can do for its transfer.

@@ -16,4 +16,4 @@ pub mod message;
 
 /// The first bytes of every connection, both ways. The last one is the framing's generation: it changes only if frames
 /// themselves do; what is inside them is versioned by the hello.
-pub const PREFACE: [u8; 8] = *b"vmferry\x01";
+pub const PREFACE: [u8; 8] = *b"vmferry\x02";

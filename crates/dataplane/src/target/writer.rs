@@ -137,7 +137,7 @@ impl Writer {
             if let Some(bill) = &mut self.bill {
                 bill.add(done.spent, ack);
             }
-            let sent = lock(&self.lanes[done.lane]).send(Kind::Ack, &ack.encode());
+            let sent = lock(&self.lanes[done.lane]).send(Kind::Ack, ack.encode().to_vec());
             sent.map_err(|error| format!("lane {}: {error}", done.lane))?;
         }
         Ok(())

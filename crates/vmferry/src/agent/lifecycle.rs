@@ -132,7 +132,7 @@ impl Agent {
         });
 
         let (agent, vm) = (self.clone(), name.to_owned());
-        let driver = tokio::spawn(crate::migrate::source::run(self.clone(), handle));
+        let driver = tokio::spawn(crate::migrate::departure::run(self.clone(), handle));
         tokio::spawn(async move {
             let report = driver.await.unwrap_or_else(|panic| {
                 let reason = format!("the agent failed ({panic}); see its log, and where the guest runs");

@@ -51,17 +51,23 @@ impl MigrationHandle {
         self.view.send_modify(|view| view.progress = progress);
     }
 
-    /// Waits until an operator asks to cancel; at once if that was before. Dropping the future loses nothing.
-    pub async fn cancelled(&mut self) {
-        if self.cancel.wait_for(|cancel| *cancel).await.is_err() {
+    /// Hears whether an operator asks to cancel.
+    pub fn cancel(&self) -> Cancel {
+        Cancel(self.cancel.clone())
+    }
+}
+
+/// Hears whether an operator asks to cancel a migration.
+#[derive(Debug)]
+pub struct Cancel(watch::Receiver<bool>);
+
+impl Cancel {
+    /// Waits until one does; at once if that was before. Dropping the future loses nothing.
+    pub async fn wait(&mut self) {
+        if self.0.wait_for(|cancel| *cancel).await.is_err() {
             // Nobody is left who could ask.
             std::future::pending().await
         }
-    }
-
-    /// Whether an operator has asked to cancel.
-    pub fn is_cancelled(&self) -> bool {
-        *self.cancel.borrow()
     }
 }
 
@@ -164,6 +170,8 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::api::migration::Outcome;
 
@@ -194,10 +202,12 @@ mod tests {
     async fn a_cancel_reaches_the_driver_and_an_ended_migration_takes_none() {
         let migrations = Migrations::default();
         let id = MigrationId(1);
-        let mut handle = migrations.begin(id, "web", MigrateRequest::to("b"));
-        assert!(!handle.is_cancelled());
+        let handle = migrations.begin(id, "web", MigrateRequest::to("b"));
+        let mut cancel = handle.cancel();
+        let now = tokio::time::timeout(Duration::ZERO, cancel.wait());
+        assert!(now.await.is_err(), "nobody asked yet");
         assert!(migrations.cancel(id).unwrap().cancelling);
-        handle.cancelled().await;
+        cancel.wait().await;
         migrations.finish(report(id));
         assert_eq!(migrations.cancel(id), None);
         assert_eq!(migrations.cancel(MigrationId(2)), None);

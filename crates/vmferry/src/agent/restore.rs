@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     api::types::VmState,
+    migrate::leftover,
     vm::{Process, find_again},
 };
 
@@ -29,6 +30,7 @@ impl Agent {
         for (migration, definition) in &ledger.incoming {
             let name = &definition.name;
             if !ledger.vms.contains_key(name) && !open.iter().any(|(id, ..)| id == migration) {
+                leftover::keep(self, name).await;
                 self.end_leftover(name).await;
             }
         }

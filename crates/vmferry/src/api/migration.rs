@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use vmferry_core::{
     handover,
-    limits::LANES_MAX,
+    limits::{LANES_MAX, LINK_PATIENCE_MAX},
     page::lz::{Codec, CodecSettings, Coders, LzError},
     wire::hello::MigrationId,
 };
@@ -16,9 +16,6 @@ use crate::api::types::PORT_DEFAULT;
 pub use crate::api::report::{
     Coding, ContentReport, CpuSeconds, Outcome, Report, RoundReport, StageTime, Verification,
 };
-
-/// The longest that a guest may stand still before a migration is rolled back, milliseconds.
-pub const BLACKOUT_MS_MAX: u64 = 30_000;
 
 /// The coder that pages go through.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema, clap::ValueEnum)]
@@ -78,6 +75,16 @@ pub struct MigrateRequest {
     /// Give up, with the guest running on the source, if it has not converged by then, seconds.
     #[serde(default = "MigrateRequest::default_timeout_s")]
     pub timeout_s: u64,
+    /// The longest that the guest may stand still, milliseconds, whatever happens to the link or the target: then the attempt is
+    /// rolled back.
+    #[serde(default = "MigrateRequest::default_max_blackout_ms")]
+    pub max_blackout_ms: u64,
+    /// How long a link that breaks is waited for, the guest running, milliseconds; 0 for not at all, and no further attempt.
+    #[serde(default = "MigrateRequest::default_link_patience_ms")]
+    pub link_patience_ms: u64,
+    /// How often the migration is tried again after an attempt that a broken link, or an end of the target's agent, rolled back.
+    #[serde(default = "MigrateRequest::default_retries")]
+    pub retries: u32,
     /// Compare all memory byte for byte before the commit; lengthens the pause.
     #[serde(default)]
     pub verify: bool,
@@ -87,6 +94,21 @@ impl MigrateRequest {
     /// `max_downtime_ms` where none is given.
     pub const fn default_max_downtime_ms() -> u64 {
         300
+    }
+
+    /// `max_blackout_ms` where none is given.
+    pub const fn default_max_blackout_ms() -> u64 {
+        10_000
+    }
+
+    /// `link_patience_ms` where none is given.
+    pub const fn default_link_patience_ms() -> u64 {
+        120_000
+    }
+
+    /// `retries` where none is given.
+    pub const fn default_retries() -> u32 {
+        3
     }
 
     /// `timeout_s` where none is given.
@@ -105,6 +127,9 @@ impl MigrateRequest {
             max_downtime_ms: Self::default_max_downtime_ms(),
             bandwidth_bytes_s: None,
             timeout_s: Self::default_timeout_s(),
+            max_blackout_ms: Self::default_max_blackout_ms(),
+            link_patience_ms: Self::default_link_patience_ms(),
+            retries: Self::default_retries(),
             verify: false,
         }
     }
@@ -157,10 +182,17 @@ impl MigrateRequest {
                 "`max_downtime_ms` is 0: a guest cannot be moved without a pause; 300 is a usual value".to_owned(),
             );
         }
-        if self.max_downtime_ms > BLACKOUT_MS_MAX {
+        if self.max_downtime_ms > self.max_blackout_ms {
             problems.push(format!(
-                "`max_downtime_ms` is {}: a guest that stands still for more than {BLACKOUT_MS_MAX} is rolled back",
-                self.max_downtime_ms
+                "`max_downtime_ms` is {}: a guest that stands still for more than `max_blackout_ms`, {}, is rolled back",
+                self.max_downtime_ms, self.max_blackout_ms
+            ));
+        }
+        let patience_max = LINK_PATIENCE_MAX.as_millis() as u64;
+        if self.link_patience_ms > patience_max {
+            problems.push(format!(
+                "`link_patience_ms` is {}: a target waits {patience_max} at the most",
+                self.link_patience_ms
             ));
         }
         if self.bandwidth_bytes_s == Some(0) {
@@ -322,6 +354,12 @@ pub struct Progress {
     pub eta_s: Option<f64>,
     /// Time since it began, milliseconds.
     pub elapsed_ms: u64,
+    /// Which attempt it is, from 1; 0 before the first.
+    #[serde(default)]
+    pub attempt: u32,
+    /// For how long the link has been broken, milliseconds, while it is.
+    #[serde(default)]
+    pub link_down_ms: Option<u64>,
 }
 
 /// One migration away from this host.

@@ -155,6 +155,21 @@ pub struct Report {
     pub total_ms: f64,
     /// All bytes sent on the wire, frames and control messages included.
     pub wire_bytes: u64,
+    /// Those of them that were sent once more, since a link broke while they were on their way.
+    #[serde(default)]
+    pub resent_bytes: u64,
+    /// Attempts, this one included. All figures are those of the last.
+    #[serde(default)]
+    pub attempts: u32,
+    /// Bytes that earlier attempts sent on the wire.
+    #[serde(default)]
+    pub earlier_wire_bytes: u64,
+    /// How often the link broke and was there again in time.
+    #[serde(default)]
+    pub link_breaks: u32,
+    /// How long it was broken, all breaks together, milliseconds.
+    #[serde(default)]
+    pub link_down_ms: f64,
     /// Bytes of QEMU's stream that they stand for.
     pub stream_bytes: u64,
     /// Bytes of pages that the target's agent wrote straight into the guest's memory; the others its QEMU loaded.
@@ -205,6 +220,11 @@ impl Report {
             blackout_target_ms: None,
             total_ms,
             wire_bytes: 0,
+            resent_bytes: 0,
+            attempts: 1,
+            earlier_wire_bytes: 0,
+            link_breaks: 0,
+            link_down_ms: 0.0,
             stream_bytes: 0,
             placed_bytes: 0,
             not_placed: None,

@@ -48,6 +48,15 @@ pub struct MigrateArgs {
     /// Give up by then, with the guest running here.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10m")]
     timeout: Duration,
+    /// Roll back if the guest stands still for longer, whatever the reason.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10s")]
+    max_blackout: Duration,
+    /// Wait so long for a link that breaks, with the guest running here; 0s for not at all, and no further attempt.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "2m")]
+    link_patience: Duration,
+    /// Try again so often after an attempt that a broken link, or an end of the target's agent, rolled back.
+    #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_retries())]
+    retries: u32,
     /// Compare all memory byte for byte before the commit; lengthens the pause.
     #[arg(long)]
     verify: bool,
@@ -67,13 +76,20 @@ impl MigrateArgs {
             level: self.level,
             lanes: self.lanes,
             delta_memory_bytes: self.delta_memory.map(|size| size.0),
-            max_downtime_ms: u64::try_from(self.max_downtime.as_millis()).unwrap_or(u64::MAX),
+            max_downtime_ms: ms(self.max_downtime),
             bandwidth_bytes_s: self.bandwidth,
             // Half a second is no reason to answer that zero is impossible.
             timeout_s: self.timeout.as_secs() + u64::from(self.timeout.subsec_nanos() > 0),
+            max_blackout_ms: ms(self.max_blackout),
+            link_patience_ms: ms(self.link_patience),
+            retries: self.retries,
             verify: self.verify,
         }
     }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Carries the command out. Ctrl-C cancels the migration; a second one leaves it to itself.
@@ -160,7 +176,7 @@ mod tests {
     #[test]
     fn each_flag_reaches_the_request() {
         let all = "--codec zstd --level 3 --lanes 4 --delta-memory 64MiB --max-downtime 50ms --bandwidth 1Gbit \
-                   --timeout 1.5s --verify";
+                   --timeout 1.5s --max-blackout 2s --link-patience 30s --retries 1 --verify";
         assert_eq!(
             request(all).unwrap(),
             MigrateRequest {
@@ -172,6 +188,9 @@ mod tests {
                 max_downtime_ms: 50,
                 bandwidth_bytes_s: Some(125_000_000),
                 timeout_s: 2,
+                max_blackout_ms: 2000,
+                link_patience_ms: 30_000,
+                retries: 1,
                 verify: true,
             }
         );

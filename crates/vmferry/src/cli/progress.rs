@@ -103,13 +103,18 @@ fn erase(rows: usize) -> String {
 pub fn panel(view: &MigrationView) -> Vec<String> {
     let p = &view.progress;
     let cancelling = if view.cancelling { "   cancelling" } else { "" };
+    let last = match waits(p) {
+        Some(waits) => waits,
+        None => format!("pause if stopped now {}   time left {}", blackout(p), time_left(p)),
+    };
     vec![
         format!(
-            "{} to {}   {}{}   {}{cancelling}",
+            "{} to {}   {}{}{}   {}{cancelling}",
             view.vm,
             view.to,
             p.stage,
             round(p),
+            attempt(p),
             milliseconds(p.elapsed_ms as f64)
         ),
         format!("{}   {} pages left", bar(p), count(p.pages_left)),
@@ -120,18 +125,27 @@ pub fn panel(view: &MigrationView) -> Vec<String> {
             ratio(p)
         ),
         by_encoding(p),
-        format!("pause if stopped now {}   time left {}", blackout(p), time_left(p)),
+        last,
     ]
 }
 
 /// The view as one line.
 pub fn line(view: &MigrationView) -> String {
     let p = &view.progress;
+    if let Some(waits) = waits(p) {
+        return format!(
+            "{:>8}  {}{}  {waits}",
+            milliseconds(p.elapsed_ms as f64),
+            p.stage,
+            attempt(p)
+        );
+    }
     format!(
-        "{:>8}  {}{}  {} pages left  {} written/s  wire {}  {:.1} to 1  pause {}  left {}{}",
+        "{:>8}  {}{}{}  {} pages left  {} written/s  wire {}  {:.1} to 1  pause {}  left {}{}",
         milliseconds(p.elapsed_ms as f64),
         p.stage,
         round(p),
+        attempt(p),
         count(p.pages_left),
         count(p.dirty_pages_per_s.max(0.0) as u64),
         rate(p.wire_bytes_per_s),
@@ -148,6 +162,24 @@ fn round(p: &Progress) -> String {
     } else {
         format!(" round {}", p.round)
     }
+}
+
+fn attempt(p: &Progress) -> String {
+    if p.attempt > 1 {
+        format!(", attempt {}", p.attempt)
+    } else {
+        String::new()
+    }
+}
+
+/// What is to be said while the link is broken.
+fn waits(p: &Progress) -> Option<String> {
+    let down = milliseconds(p.link_down_ms? as f64);
+    let guest = match p.stage {
+        Stage::StopAndCopy | Stage::Commit => "",
+        _ => "; the guest runs here",
+    };
+    Some(format!("the link is broken; waiting for it for {down}{guest}"))
 }
 
 fn bar(p: &Progress) -> String {
@@ -226,6 +258,8 @@ mod tests {
                 predicted_blackout_ms: Some(212.0),
                 eta_s: Some(3.25),
                 elapsed_ms: 4200,
+                attempt: 1,
+                link_down_ms: None,
             },
             report: None,
         }
@@ -251,6 +285,19 @@ mod tests {
             line(&view()),
             "  4.20 s  pre-copy round 2  65,536 pages left  1,234 written/s  wire 112 MB/s  4.2 to 1  pause 212 ms  left 3.25 s"
         );
+    }
+
+    #[test]
+    fn a_link_that_is_waited_for_is_shown_with_where_the_guest_runs() {
+        let mut view = view();
+        (view.progress.attempt, view.progress.link_down_ms) = (2, Some(7300));
+        let waits = "the link is broken; waiting for it for 7.30 s; the guest runs here";
+        assert_eq!(panel(&view)[4], waits);
+        assert_eq!(
+            panel(&view)[0],
+            "web to host-b:7464   pre-copy round 2, attempt 2   4.20 s"
+        );
+        assert_eq!(line(&view), format!("  4.20 s  pre-copy, attempt 2  {waits}"));
     }
 
     #[test]

@@ -78,6 +78,18 @@ fn facts(report: &Report) -> String {
             ),
         ));
     }
+    if report.link_breaks > 0 {
+        let (times, down) = (report.link_breaks, milliseconds(report.link_down_ms));
+        let again = bytes(report.resent_bytes);
+        facts.push((
+            "link",
+            format!("broke {times} times, waited for {down}; {again} sent again"),
+        ));
+    }
+    if report.attempts > 1 {
+        let (attempts, before) = (report.attempts, bytes(report.earlier_wire_bytes));
+        facts.push(("attempts", format!("{attempts}; those before sent {before}")));
+    }
     let placed = (report.placed_bytes > 0).then(|| {
         let placed = bytes(report.placed_bytes);
         format!("{placed} of pages straight into the target guest's memory")
@@ -276,6 +288,11 @@ mod tests {
             blackout_target_ms: Some(101.0),
             total_ms: 6412.0,
             wire_bytes: 45_000_000,
+            resent_bytes: 1_200_000,
+            attempts: 2,
+            earlier_wire_bytes: 7_000_000,
+            link_breaks: 3,
+            link_down_ms: 12_300.0,
             stream_bytes: 257_000_000,
             placed_bytes: 256_000_000,
             coding: Vec::new(),
@@ -311,6 +328,8 @@ web moved from host-a to host-b:7464 in 6.41 s
 
 blackout    112 ms at the source, 101 ms at the target
 wire        45.0 MB for 257 MB of QEMU's stream, 5.7 to 1
+link        broke 3 times, waited for 12.3 s; 1.20 MB sent again
+attempts    2; those before sent 7.00 MB
 placed      256 MB of pages straight into the target guest's memory
 content     30,000 pages stand in /srv/web.qcow2, 12 of them no longer
 memory      equal byte for byte, 1.07 GB compared
@@ -380,6 +399,11 @@ target         0.75   1.00
             blackout_source_ms: None,
             blackout_target_ms: None,
             wire_bytes: 0,
+            resent_bytes: 0,
+            attempts: 1,
+            earlier_wire_bytes: 0,
+            link_breaks: 0,
+            link_down_ms: 0.0,
             stream_bytes: 0,
             placed_bytes: 0,
             not_placed: None,

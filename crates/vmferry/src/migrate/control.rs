@@ -1,15 +1,18 @@
 //! The control lane: a thread that reads, a thread that writes and says `Heartbeat` when there is nothing else to say.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 use std::{io, net::SocketAddr, thread};
 
 use tokio::sync::mpsc as inbox;
-use vmferry_core::limits::{CONTENT_TABLE_FRAME_BYTES_MAX, HEARTBEAT, PEER_SILENCE, UNHEARD_BYTES_MAX};
+use vmferry_core::limits::{
+    CONTENT_TABLE_FRAME_BYTES_MAX, HEARD_BYTES, HEARTBEAT, LINK_SILENCE, PEER_SILENCE, UNHEARD_BYTES_MAX,
+};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::message::Message;
-use vmferry_dataplane::connection::{Closer, Receiver, Sender};
+use vmferry_dataplane::connection::{Handle, LinkEvent, Receiver, Sender};
 
 /// Messages that wait for the driver; a peer that sends faster than it is heard waits. Few: each may be of a MiB, and take a
 /// multiple of that.
@@ -27,6 +30,8 @@ pub(super) enum Heard {
     ReturnPath(Vec<u8>),
     /// A part of a content source's table.
     ContentTable(u16, Vec<u8>),
+    /// The link broke, or is there again. Nothing that was said is lost.
+    Link(LinkEvent),
     /// Nothing more: the lane is gone.
     Lost(String),
 }
@@ -54,11 +59,14 @@ pub(super) struct Control {
 
 /// Says things on a control lane from anywhere.
 #[derive(Debug, Clone)]
-pub(super) struct Mouth {
+pub(super) struct Mouth(Arc<Speech>);
+
+#[derive(Debug)]
+struct Speech {
     to_say: mpsc::Sender<Say>,
     /// What waits to be sent counts for so many bytes.
     waiting: Arc<AtomicUsize>,
-    closer: Arc<Closer>,
+    connection: Handle,
 }
 
 impl Mouth {
@@ -68,7 +76,7 @@ impl Mouth {
             Ok(payload) => self.send(Kind::Message, payload),
             Err(error) => {
                 tracing::error!(%error, "a message can't be written");
-                self.closer.close();
+                self.0.connection.close();
             }
         }
     }
@@ -80,43 +88,59 @@ impl Mouth {
 
     /// Sends the table of a content source, packed. Once for each control lane, so that it does not count.
     pub(super) fn content_table(&self, number: u16, packed: Vec<u8>) {
-        let _ = self.to_say.send(Say::ContentTable(number, packed));
+        let _ = self.0.to_say.send(Say::ContentTable(number, packed));
     }
 
     /// A peer can make this side answer, and never read the answers: the lane is closed before they fill the memory.
     fn send(&self, kind: Kind, payload: Vec<u8>) {
         let charge = payload.len().max(SAY_BYTES_MIN);
-        if self.waiting.fetch_add(charge, Ordering::Relaxed) + charge > UNHEARD_BYTES_MAX {
-            return self.closer.close();
+        if self.0.waiting.fetch_add(charge, Ordering::Relaxed) + charge > UNHEARD_BYTES_MAX {
+            return self.0.connection.close();
         }
         // Fails when the lane is gone.
-        let _ = self.to_say.send(Say::Frame { kind, payload, charge });
+        let _ = self.0.to_say.send(Say::Frame { kind, payload, charge });
     }
 }
 
 impl Control {
-    /// Starts the threads of a connection whose hellos are exchanged.
+    /// Starts the threads of a connection whose hellos are exchanged. Its end is that of its link, until the link [is
+    /// waited for](Control::wait_for_link).
     pub(super) fn start(sender: Sender, mut receiver: Receiver) -> io::Result<Control> {
-        receiver.set_patience(Some(PEER_SILENCE))?;
+        let connection = sender.handle();
+        connection.set_silence(Some(PEER_SILENCE))?;
         let peer = sender.peer()?;
         let (to_driver, heard) = inbox::channel(INBOX);
-        let (mouth, to_say) = mpsc::channel();
-        let mouth = Mouth {
-            to_say: mouth,
-            waiting: Arc::default(),
-            closer: Arc::new(sender.closer()?),
-        };
-        let (lost, waiting) = (to_driver.clone(), mouth.waiting.clone());
+        let link = to_driver.clone();
+        // Fails when the driver has ended.
+        receiver.on_link(move |event| drop(link.blocking_send(Heard::Link(event))));
+        let (to_say, to_be_said) = mpsc::channel();
+        let waiting = Arc::<AtomicUsize>::default();
+        let mouth = Mouth(Arc::new(Speech {
+            to_say,
+            waiting: waiting.clone(),
+            connection,
+        }));
+        let (lost, speech) = (to_driver.clone(), Arc::downgrade(&mouth.0));
         thread::Builder::new()
             .name("control-read".into())
-            .spawn(move || listen(receiver, &to_driver))?;
+            .spawn(move || listen(receiver, &to_driver, &speech))?;
         thread::Builder::new().name("control-write".into()).spawn(move || {
-            if let Err(error) = talk(sender, &to_say, &waiting) {
+            if let Err(error) = talk(sender, &to_be_said, &waiting) {
                 // Full only if the reader has told of the loss already, or is about to.
                 let _ = lost.try_send(Heard::Lost(error));
             }
         })?;
         Ok(Control { heard, mouth, peer })
+    }
+
+    /// From now on a link that breaks is waited for so long, and the lane goes on over the next TCP connection. A link that is
+    /// silent counts as broken sooner then.
+    pub(super) fn wait_for_link(&self, patience: Duration) {
+        let connection = &self.mouth.0.connection;
+        connection.set_patience(patience);
+        let silence = if patience.is_zero() { PEER_SILENCE } else { LINK_SILENCE };
+        // Fails where the link is broken already; the next TCP connection gets it.
+        let _ = connection.set_silence(Some(silence));
     }
 
     /// A handle to speak with.
@@ -130,9 +154,19 @@ impl Control {
     }
 }
 
-fn listen(mut receiver: Receiver, to_driver: &inbox::Sender<Heard>) {
+fn listen(mut receiver: Receiver, to_driver: &inbox::Sender<Heard>, speech: &Weak<Speech>) {
+    let mut unsaid = 0;
     loop {
-        let heard = match receiver.receive() {
+        let received = receiver.receive();
+        // Whatever is said tells the peer what came; heartbeats would let it wait where much comes.
+        unsaid += received.as_ref().map_or(0, |(_, payload)| payload.len());
+        if unsaid >= HEARD_BYTES {
+            unsaid = 0;
+            if let Some(speech) = speech.upgrade() {
+                Mouth(speech).say(Message::Heartbeat);
+            }
+        }
+        let heard = match received {
             Ok((Kind::Message, payload)) => match Message::read(payload) {
                 Ok(Message::Heartbeat | Message::Unknown) => continue,
                 Ok(message) => Heard::Message(message),
@@ -158,7 +192,7 @@ fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>, waiting: &AtomicUsize)
     loop {
         let sent = match to_say.recv_timeout(HEARTBEAT) {
             Ok(Say::Frame { kind, payload, charge }) => {
-                let sent = sender.send(kind, &payload);
+                let sent = sender.send(kind, payload);
                 waiting.fetch_sub(charge, Ordering::Relaxed);
                 sent.map(drop)
             }
@@ -166,13 +200,11 @@ fn talk(mut sender: Sender, to_say: &mpsc::Receiver<Say>, waiting: &AtomicUsize)
                 .chunks(CONTENT_TABLE_FRAME_BYTES_MAX - size_of::<u16>())
                 .try_for_each(|part| {
                     let payload = [&number.to_be_bytes(), part].concat();
-                    sender.send(Kind::ContentTable, &payload).map(drop)
+                    sender.send(Kind::ContentTable, payload).map(drop)
                 }),
-            Err(RecvTimeoutError::Timeout) => sender.send(Kind::Message, &heartbeat).map(drop),
+            Err(RecvTimeoutError::Timeout) => sender.send(Kind::Message, heartbeat.clone()).map(drop),
             Err(RecvTimeoutError::Disconnected) => {
-                if let Ok(closer) = sender.closer() {
-                    closer.close();
-                }
+                sender.handle().close();
                 return Ok(());
             }
         };
@@ -185,7 +217,7 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
     use vmferry_core::wire::hello::{Hello, Lane, VERSIONS};
-    use vmferry_dataplane::connection;
+    use vmferry_dataplane::connection::{self, acceptor::Acceptor};
 
     /// A control lane, and the other end of its connection.
     fn lane() -> (Control, (Sender, Receiver)) {
@@ -198,10 +230,15 @@ mod tests {
                 software: "test".to_owned(),
                 port: 1,
                 lane: Lane::Control,
+                connection: None,
+                heard: None,
             };
-            connection::connect(address, &hello).unwrap()
+            connection::connect(address, &hello, Duration::ZERO).unwrap()
         });
-        let (sender, receiver, _) = connection::accept(listener.accept().unwrap().0, "b", "test").unwrap();
+        let accepted = Acceptor::default().accept(listener.accept().unwrap().0, "b", "test");
+        let Ok(Some((sender, receiver, _))) = accepted else {
+            panic!("{accepted:?}")
+        };
         (Control::start(sender, receiver).unwrap(), peer.join().unwrap())
     }
 
@@ -223,7 +260,7 @@ mod tests {
             reasons: vec!["no ".repeat(10_000)],
         };
         // What the sockets between them take is far less than two thousand of these.
-        while control.heard.is_empty() && control.mouth().waiting.load(Ordering::Relaxed) <= UNHEARD_BYTES_MAX {
+        while control.heard.is_empty() && control.mouth().0.waiting.load(Ordering::Relaxed) <= UNHEARD_BYTES_MAX {
             control.mouth().say(answer.clone());
             said += 1;
             assert!(said < 2000, "answers wait without end");
@@ -244,7 +281,7 @@ mod tests {
             (Kind::Hello, &[], "a Hello frame on the control lane"),
         ] {
             let (mut control, (mut liar, _)) = lane();
-            liar.send(kind, payload).unwrap();
+            liar.send(kind, payload.to_vec()).unwrap();
             let why = lost(&mut control);
             assert!(why.contains(with), "{kind:?}: {why}");
         }

@@ -3,17 +3,17 @@
 use std::time::{Duration, Instant};
 
 use vmferry_core::limits::HEARTBEAT;
-use vmferry_core::wire::hello::{Hello, Lane, VERSIONS};
+use vmferry_core::wire::hello::{ConnectionId, Hello, Lane, VERSIONS};
 use vmferry_dataplane::connection;
 
-use super::SOFTWARE;
 use super::control::Control;
+use super::{SOFTWARE, random};
 use crate::agent::Agent;
 
 /// Reaches the peer's agent, however long it takes.
 pub(super) async fn reach(agent: &Agent, address: &str) -> Control {
     loop {
-        match dial(agent, address).await {
+        match dial(agent, address, Duration::ZERO).await {
             Ok((control, _)) => return control,
             Err(why) => tracing::warn!(why, "a handover waits for its target's agent"),
         }
@@ -21,18 +21,20 @@ pub(super) async fn reach(agent: &Agent, address: &str) -> Control {
     }
 }
 
-/// Connects to the peer's agent; says how long the network's round trip is.
-pub(super) async fn dial(agent: &Agent, address: &str) -> Result<(Control, Duration), String> {
+/// Connects to the peer's agent; says how long the network's round trip is. A link that breaks is waited for so long.
+pub(super) async fn dial(agent: &Agent, address: &str, patience: Duration) -> Result<(Control, Duration), String> {
     let addresses = tokio::net::lookup_host(address).await;
     let mut addresses = addresses.map_err(|error| format!("{address} is not a host that can be reached: {error}"))?;
     let address = addresses.next().ok_or_else(|| format!("{address} has no address"))?;
-    let hello = hello(agent, Lane::Control);
+    let hello = hello(agent, Lane::Control)?;
     let connected = tokio::task::spawn_blocking(move || {
         let before = Instant::now();
-        let (sender, receiver) = connection::connect(address, &hello)?;
+        let (sender, receiver) = connection::connect(address, &hello, patience)?;
         // Connecting and the hellos are two round trips and some work.
         let round_trip = before.elapsed() / 2;
-        Ok::<_, connection::ConnectionError>((Control::start(sender, receiver)?, round_trip))
+        let control = Control::start(sender, receiver)?;
+        control.wait_for_link(patience);
+        Ok::<_, connection::ConnectionError>((control, round_trip))
     });
     match connected.await {
         Ok(connected) => connected.map_err(|error| {
@@ -42,14 +44,16 @@ pub(super) async fn dial(agent: &Agent, address: &str) -> Result<(Control, Durat
     }
 }
 
-/// How this agent introduces itself.
-pub(super) fn hello(agent: &Agent, lane: Lane) -> Hello {
+/// How this agent introduces itself on a connection that can be taken up again.
+pub(super) fn hello(agent: &Agent, lane: Lane) -> Result<Hello, String> {
     let host = agent.config.name.clone();
-    Hello {
+    Ok(Hello {
         versions: VERSIONS,
         host,
         software: SOFTWARE.to_owned(),
         port: agent.listen.port(),
         lane,
-    }
+        connection: Some(ConnectionId(u128::from_ne_bytes(random()?))),
+        heard: None,
+    })
 }

@@ -65,6 +65,7 @@ pub(super) struct Account {
     cpu_at_start: (Duration, Duration),
     /// QEMU's processor time when it was ended.
     qemu_cpu: Option<Duration>,
+    link: LinkAccount,
     /// The comparison of both memories.
     pub(super) verification: Option<Verification>,
     /// Where the stream could not be followed any further, and why.
@@ -93,6 +94,7 @@ impl Account {
             qemu,
             cpu_at_start: (cpu_of("self"), cpu_of(qemu)),
             qemu_cpu: None,
+            link: LinkAccount::default(),
             verification: None,
             stream_lost: None,
             digest: None,
@@ -139,6 +141,34 @@ impl Account {
         self.rates.observe(at, counters);
     }
 
+    /// The link broke.
+    pub(super) fn link_down(&mut self) {
+        self.link.broken = self.link.broken.or(Some(Instant::now()));
+        self.link.breaks += 1;
+    }
+
+    /// It is there again. Returns for how long it was not.
+    pub(super) fn link_up(&mut self) -> Duration {
+        let down = self.link.broken.take().map(|at| at.elapsed()).unwrap_or_default();
+        self.link.down += down;
+        down
+    }
+
+    /// Whether the link broke in this attempt.
+    pub(super) fn link_broke(&self) -> bool {
+        self.link.breaks > 0
+    }
+
+    /// Whether the link is broken.
+    pub(super) fn is_link_down(&self) -> bool {
+        self.link.broken.is_some()
+    }
+
+    /// How long it was, all breaks together that are over.
+    pub(super) fn link_was_down(&self) -> Duration {
+        self.link.down
+    }
+
     /// How far it is.
     pub(super) fn progress(&self, stage: Stage, counters: &Counters) -> Progress {
         let page = self.ram.page_size.max(1);
@@ -150,12 +180,14 @@ impl Account {
             dirty_pages_per_s: self.ram.dirty_pages_rate as f64,
             wire_bytes_per_s: self.rates.wire,
             raw_bytes_per_s: self.rates.stream,
-            wire_bytes: counters.wire_bytes,
+            wire_bytes: counters.wire_bytes + counters.resent_bytes,
             stream_bytes: counters.stream_bytes,
             by_encoding: by_encoding(&total(counters)),
             predicted_blackout_ms: self.forecast.blackout.map(ms),
             eta_s: self.forecast.time_left.map(|left| left.as_secs_f64()),
             elapsed_ms: self.began.elapsed().as_millis() as u64,
+            attempt: 0,
+            link_down_ms: self.link.broken.map(|at| at.elapsed().as_millis() as u64),
         }
     }
 
@@ -169,7 +201,10 @@ impl Account {
             rounds: rounds(counters, &self.rounds, Instant::now()),
             blackout_source_ms: self.blackout.map(ms),
             blackout_target_ms: self.target.blackout_ms,
-            wire_bytes: counters.wire_bytes,
+            wire_bytes: counters.wire_bytes + counters.resent_bytes,
+            resent_bytes: counters.resent_bytes,
+            link_breaks: self.link.breaks,
+            link_down_ms: ms(self.link.down),
             stream_bytes: counters.stream_bytes,
             placed_bytes: self.target.placed_bytes,
             not_placed: self.target.not_placed,
@@ -188,6 +223,16 @@ impl Account {
             ..head
         }
     }
+}
+
+/// What became of the link.
+#[derive(Debug, Default)]
+struct LinkAccount {
+    /// Since when it is broken, if it is.
+    broken: Option<Instant>,
+    breaks: u32,
+    /// How long it was broken.
+    down: Duration,
 }
 
 /// As the API tells it.

@@ -3,26 +3,30 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`source`] | moving a VM away from here |
+//! | [`departure`] | moving a VM away from here, in as many attempts as links that break make necessary |
+//! | `source` | one such attempt |
 //! | [`target`] | taking a VM in |
 //! | [`peers`] | the port on which agents reach one another |
 //! | [`resume`] | what a restarted agent owes |
 //! | `contents` | the known content that pages are referred to |
 //! | `control` | the control lane, between its threads and the drivers |
 //! | `dial` | reaching a peer's agent |
+//! | [`leftover`] | what is left of a VM that was on its way here when the agent ended |
 //! | `monitor` | what a migration asks of QEMU |
 //! | `offer` | offering a VM, admitting one |
 //! | `figures` | measuring: processor time, stages, rounds; the report |
 
 mod contents;
 mod control;
+pub mod departure;
 mod dial;
 mod figures;
+pub mod leftover;
 mod monitor;
 mod offer;
 pub mod peers;
 pub mod resume;
-pub mod source;
+mod source;
 pub mod target;
 
 use vmferry_core::handover::Record as Fact;
@@ -42,3 +46,11 @@ async fn journal(agent: &Agent, fact: Fact) -> Result<(), String> {
 
 /// vmferry's version, for hellos and reports.
 pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
+
+/// Random bytes.
+fn random<const N: usize>() -> Result<[u8; N], String> {
+    let mut bytes = [0; N];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| format!("no random bytes: {errno}"))?;
+    Ok(bytes)
+}

@@ -66,7 +66,12 @@ pub(super) async fn await_stream(qmp: &Qmp, path: &Path) -> Result<(), Error> {
         capabilities.push((Capability::LateBlockActivate, true));
     }
     qmp.migrate_set_capabilities(&capabilities).await?;
-    qmp.migrate_incoming(&format!("unix:{}", path.display())).await
+    let uri = format!("unix:{}", path.display());
+    // One that stays when its agent ends, and its stream with it, still has the guest's memory: the next agent keeps that.
+    match qmp.migrate_incoming(&uri, true).await {
+        Err(Error::Refused { .. }) => qmp.migrate_incoming(&uri, false).await,
+        waits => waits,
+    }
 }
 
 /// Waits until the source's QEMU, given its SHUT, is in `postmigrate`; `false` if its migration failed instead.

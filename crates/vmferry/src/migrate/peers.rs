@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::error::TrySendError;
@@ -13,7 +14,8 @@ use vmferry_core::handover;
 use vmferry_core::limits::{INCOMING_MAX, LANES_MAX, PEER_SILENCE, UNCLAIMED_LANES_MAX};
 use vmferry_core::wire::hello::{Lane, MigrationId};
 use vmferry_core::wire::message::{Message, Verdict};
-use vmferry_dataplane::connection::{self, Receiver, Sender};
+use vmferry_dataplane::connection::acceptor::Acceptor;
+use vmferry_dataplane::connection::{Receiver, Sender};
 
 use super::control::{Control, Heard};
 use super::dial::dial;
@@ -41,6 +43,8 @@ pub(super) struct DataLane {
 /// What an agent's connections need to find of what is under way.
 #[derive(Debug)]
 pub struct Peers {
+    /// Connections that peers opened, for when they take them up again.
+    acceptor: Acceptor,
     /// Where the data lanes of a migration to this host go.
     lanes: Mutex<BTreeMap<MigrationId, Outbox<DataLane>>>,
     /// The handovers away from here: what a target that asks is answered.
@@ -55,6 +59,7 @@ pub struct Peers {
 impl Default for Peers {
     fn default() -> Peers {
         Peers {
+            acceptor: Acceptor::default(),
             lanes: Mutex::default(),
             sources: Mutex::default(),
             targets: Mutex::default(),
@@ -159,14 +164,19 @@ pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
             let stream = stream
                 .into_std()
                 .and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
-            let name = agent.config.name.clone();
+            let acceptor = agent.clone();
             let greeted = tokio::task::spawn_blocking(move || {
-                connection::accept(stream?, &name, SOFTWARE).map_err(std::io::Error::other)
+                let (peers, name) = (&acceptor.peers, &acceptor.config.name);
+                let accepted = peers.acceptor.accept(stream?, name, SOFTWARE);
+                accepted.map_err(std::io::Error::other)
             });
             let greeted = greeted.await;
             drop(permit);
             match greeted {
-                Ok(Ok((sender, receiver, hello))) => greeted_by(agent, from, sender, receiver, hello).await,
+                Ok(Ok(Some((sender, receiver, hello)))) => {
+                    greeted_by(agent, from, sender, receiver, hello).await;
+                }
+                Ok(Ok(None)) => tracing::info!(%from, "a connection goes on after its link broke"),
                 Ok(Err(error)) => tracing::info!(%from, %error, "not a peer"),
                 Err(panic) => tracing::error!(%from, %panic, "greeting a peer"),
             }
@@ -256,7 +266,7 @@ fn answer(agent: &Agent, control: &Control, migration: MigrationId, message: &Me
 
 /// Asks a peer's agent one thing over a connection of its own.
 pub(super) async fn ask(agent: &Agent, address: &str, message: Message) -> Result<Message, String> {
-    let (mut control, _) = dial(agent, address).await?;
+    let (mut control, _) = dial(agent, address, Duration::ZERO).await?;
     control.mouth().say(message);
     match tokio::time::timeout(PEER_SILENCE, control.heard.recv()).await {
         Ok(Some(Heard::Message(answer))) => Ok(answer),

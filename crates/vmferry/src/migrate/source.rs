@@ -1,4 +1,4 @@
-//! Moving a VM away from here: carries out what [`vmferry_core::handover::Source`] decides.
+//! One attempt to move a VM away from here: carries out what [`vmferry_core::handover::Source`] decides.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,8 +17,9 @@ use vmferry_core::limits::LANES_MAX;
 use vmferry_core::memory;
 use vmferry_core::page::{FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
-use vmferry_core::wire::hello::Lane;
+use vmferry_core::wire::hello::{Lane, MigrationId};
 use vmferry_core::wire::message::{Handover, Image, Message, Reservation, Transfer, Verdict};
+use vmferry_dataplane::connection::LinkEvent;
 use vmferry_dataplane::source::{self as lanes, Counters};
 use vmferry_dataplane::{connection, source};
 use vmferry_qmp::{EventKind, Events, MigrationStatus};
@@ -27,18 +28,20 @@ use super::contents::Contents;
 use super::control::{Control, Heard};
 use super::dial::{dial, hello, reach};
 use super::figures::{Account, ms};
-use super::monitor;
 use super::offer::DISK_LOOKS;
+use super::{monitor, random};
 use crate::agent::Agent;
-use crate::agent::migrations::MigrationHandle;
-use crate::api::migration::{self as view, MigrateRequest, Report, Verification};
+use crate::agent::migrations::{Cancel, MigrationHandle};
+use crate::api::migration::{self as view, MigrateRequest, Progress, Report, Verification};
 use crate::host::describe_disks;
 use crate::vm::RunningVm;
 
 /// How often QEMU is asked how far it is, and the controller whether to stop.
 const LOOK: Duration = Duration::from_millis(100);
-/// The longest that a guest may stand still before the attempt is rolled back.
-const MAX_BLACKOUT: Duration = Duration::from_millis(view::BLACKOUT_MS_MAX);
+/// A link that broke and is there again sooner was only that of the control lane.
+const RECONNECT_MAX: Duration = Duration::from_millis(500);
+/// How often it is shown for how long a broken link has been waited for.
+const WAITING_SHOWN: Duration = Duration::from_secs(1);
 /// How long QEMU may take to connect to the socket that it was told to migrate into.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the driver waits for an answer of QEMU's while the guest runs.
@@ -50,22 +53,45 @@ const POSTMIGRATE_LIMIT: Duration = Duration::from_secs(30);
 /// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
 const LANES_DEFAULT_MAX: usize = 8;
 
-/// Carries a migration out and reports how it ended.
-pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
+/// One attempt to move a VM away from here.
+pub(super) struct Attempt<'a> {
+    /// What both hosts call it.
+    pub(super) id: MigrationId,
+    /// The migration that it belongs to.
+    pub(super) handle: &'a MigrationHandle,
+    /// Which of its attempts this is, from 1.
+    pub(super) number: u32,
+}
+
+/// How an attempt ended.
+pub(super) struct Ended {
+    pub(super) report: Report,
+    /// The guest runs here, and a link that broke is to blame: another attempt may do.
+    pub(super) is_worth_another: bool,
+}
+
+/// Carries an attempt out.
+pub(super) async fn run(agent: &Arc<Agent>, attempt: Attempt<'_>) -> Ended {
     let began = Instant::now();
+    let handle = attempt.handle;
     let request = handle.request.clone();
-    let (id, name, to, from) = (
-        handle.id,
-        handle.vm.clone(),
-        request.address(),
-        agent.config.name.clone(),
-    );
-    let failed =
-        |outcome, reason| Report::without_transfer(id, &name, &from, &to, outcome, vec![reason], ms(began.elapsed()));
+    let to = request.address();
+    let failed = |outcome, reason, is_worth_another| Ended {
+        report: Report::without_transfer(
+            handle.id,
+            &handle.vm,
+            &agent.config.name,
+            &to,
+            outcome,
+            vec![reason],
+            ms(began.elapsed()),
+        ),
+        is_worth_another,
+    };
     let vm = agent.registry.with(&handle.vm, |vm| Ok((vm.running.clone(), vm.epoch)));
     let (running, epoch) = match vm {
         Ok((Some(running), epoch)) => (running, epoch),
-        _ => return failed(view::Outcome::RolledBack, "the VM has no QEMU".to_owned()),
+        _ => return failed(view::Outcome::RolledBack, "the VM has no QEMU".to_owned(), false),
     };
     let prepared = async {
         let transfer = transfer(&request)?;
@@ -78,10 +104,12 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
             coders: transfer.coders.clone(),
         };
         let tables_bytes_max = memory.tables_bytes_max(agent.content.tables_bytes_max());
-        let (offer, contents) = super::offer::make(&agent, &running).await?;
-        let (control, round_trip) = dial(&agent, &to).await?;
+        let (offer, contents) = super::offer::make(agent, &running).await?;
+        let patience = Duration::from_millis(request.link_patience_ms);
+        let (control, round_trip) = dial(agent, &to, patience).await?;
         Ok::<_, String>((
             Session {
+                attempt: attempt.id,
                 transfer,
                 control,
                 round_trip,
@@ -91,15 +119,16 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
             offer,
         ))
     };
+    let mut cancel = handle.cancel();
     let (session, offer) = tokio::select! {
         prepared = prepared => match prepared {
             Ok(prepared) => prepared,
-            Err(why) => return failed(view::Outcome::RolledBack, why),
+            Err(why) => return failed(view::Outcome::RolledBack, why, attempt.number > 1),
         },
-        () = handle.cancelled() => return failed(view::Outcome::Cancelled, Cause::Cancelled.to_string()),
+        () = cancel.wait() => return failed(view::Outcome::Cancelled, Cause::Cancelled.to_string(), false),
     };
     let handover = Handover {
-        migration: handle.id,
+        migration: attempt.id,
         vm: handle.vm.clone(),
         epoch: epoch.next(),
     };
@@ -108,9 +137,9 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
         session.control.peer().to_string(),
         session.transfer.clone(),
         offer,
-        MAX_BLACKOUT,
+        Duration::from_millis(request.max_blackout_ms),
     );
-    let driver = Driver::new(agent, handle, running, session, source, began);
+    let driver = Driver::new(agent.clone(), handle, attempt.number, running, session, source, began);
     driver.run(effects).await
 }
 
@@ -121,20 +150,19 @@ fn transfer(request: &MigrateRequest) -> Result<Transfer, String> {
         .lanes
         .unwrap_or(processors.min(LANES_DEFAULT_MAX))
         .clamp(1, LANES_MAX);
-    let mut fingerprint_key = [0; 32];
-    rustix::rand::getrandom(&mut fingerprint_key, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| format!("no random bytes: {errno}"))?;
     Ok(Transfer {
         lanes: lanes as u16,
         coders,
-        fingerprint_key,
+        fingerprint_key: random()?,
         verify_memory: request.verify,
         bandwidth: request.bandwidth_bytes_s,
+        link_patience_ms: request.link_patience_ms,
     })
 }
 
 /// What joins this agent and the target's.
 struct Session {
+    attempt: MigrationId,
     transfer: Transfer,
     control: Control,
     round_trip: Duration,
@@ -143,9 +171,11 @@ struct Session {
 }
 
 /// The state of one attempt, outside of what the state machine knows.
-struct Driver {
+struct Driver<'a> {
     agent: Arc<Agent>,
-    handle: MigrationHandle,
+    handle: &'a MigrationHandle,
+    cancel: Cancel,
+    number: u32,
     vm: Arc<RunningVm>,
     session: Session,
     control_lost: bool,
@@ -169,15 +199,16 @@ struct Driver {
     outcome: Option<Outcome>,
 }
 
-impl Driver {
+impl<'a> Driver<'a> {
     fn new(
         agent: Arc<Agent>,
-        handle: MigrationHandle,
+        handle: &'a MigrationHandle,
+        number: u32,
         vm: Arc<RunningVm>,
         session: Session,
         source: Source,
         began: Instant,
-    ) -> Driver {
+    ) -> Driver<'a> {
         let (to_driver, stream_events) = unbounded_channel();
         let limits = Limits {
             max_downtime: Duration::from_millis(handle.request.max_downtime_ms),
@@ -185,10 +216,12 @@ impl Driver {
         };
         let account = Account::new(began, vm.process.pid());
         Driver {
-            verdict: agent.peers.enter_source(handle.id),
+            verdict: agent.peers.enter_source(session.attempt),
             qmp_events: Some(vm.qmp.events()),
             agent,
+            cancel: handle.cancel(),
             handle,
+            number,
             vm,
             session,
             control_lost: false,
@@ -208,11 +241,11 @@ impl Driver {
         }
     }
 
-    async fn run(mut self, effects: Vec<SourceEffect>) -> Report {
+    async fn run(mut self, effects: Vec<SourceEffect>) -> Ended {
         self.carry_out(effects).await;
         loop {
             if let Some(outcome) = self.outcome.take() {
-                return self.report(outcome);
+                return self.end(outcome);
             }
             let event = match self.queue.pop_front() {
                 Some(event) => event,
@@ -231,7 +264,8 @@ impl Driver {
     async fn next(&mut self) -> SourceEvent {
         loop {
             let deadline = self.source.deadline().map(|at| self.began + at);
-            let looks = self.stream.is_some() && self.source.stage() == Stage::PreCopy;
+            let looks = self.stream.is_some() && self.source.stage() == Stage::PreCopy && !self.account.is_link_down();
+            let waits_for_link = self.account.is_link_down();
             let can_cancel = self.source.can_cancel();
             // A lost lane ends an attempt that is not released. A released one goes on, however long that takes.
             if self.control_lost && self.reached.is_none() && self.source.needs_peer() {
@@ -244,12 +278,17 @@ impl Driver {
                 control = joined(&mut self.reached) => {
                     self.session.control = control;
                     (self.reached, self.control_lost) = (None, false);
+                    self.account.link_up();
                     Some(SourceEvent::PeerBack)
                 }
                 event = next_event(&mut self.qmp_events) => self.on_qmp(event).await,
                 Some(event) = self.stream_events.recv() => self.on_stream(event),
-                () = self.handle.cancelled(), if can_cancel => Some(SourceEvent::Cancel),
+                () = self.cancel.wait(), if can_cancel => Some(SourceEvent::Cancel),
                 () = until(deadline) => Some(SourceEvent::Tick),
+                () = tokio::time::sleep(WAITING_SHOWN), if waits_for_link => {
+                    self.publish();
+                    None
+                }
                 () = tokio::time::sleep(LOOK), if looks => self.look().await,
             };
             if let Some(event) = event {
@@ -284,12 +323,41 @@ impl Driver {
                 let taken = self.session.contents.take(number, &part);
                 taken.err().map(SourceEvent::PeerLost)
             }
-            Some(Heard::Lost(why)) => Some(SourceEvent::PeerLost(why)),
+            Some(Heard::Link(event)) => {
+                self.on_link(event);
+                None
+            }
+            Some(Heard::Lost(why)) => {
+                if !self.account.link_broke() {
+                    self.account.link_down();
+                }
+                Some(SourceEvent::PeerLost(why))
+            }
             None => {
                 self.control_lost = true;
                 None
             }
         }
+    }
+
+    /// The link of the control lane broke or is there again. If it was away for longer than it takes to connect, all of it was,
+    /// and the data lanes would be slow to notice that it is there again: the kernel sends ever more rarely what is not
+    /// acknowledged.
+    fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Down(why) => {
+                tracing::warn!(migration = %self.handle.id, %why, "the link to the target broke; waiting for it");
+                self.account.link_down();
+            }
+            LinkEvent::Up => {
+                let was_down = self.account.link_up();
+                tracing::info!(migration = %self.handle.id, ?was_down, "the link to the target is there again");
+                if let (Some(stream), true) = (&self.stream, was_down > RECONNECT_MAX) {
+                    stream.suspect_link(Instant::now() - was_down);
+                }
+            }
+        }
+        self.publish();
     }
 
     /// Tells the target what the disks look like by now, as often as that can be of use to it.
@@ -382,7 +450,8 @@ impl Driver {
         };
         let ram = info.ram.clone().unwrap_or_default();
         let sample = Sample {
-            at: stream_began.elapsed(),
+            // As if the link had been there all the time: what it carried in the meantime says nothing.
+            at: stream_began.elapsed().saturating_sub(self.account.link_was_down()),
             round: ram.dirty_sync_count,
             remaining_bytes: ram.remaining,
             dirty_bytes_per_s: ram.dirty_pages_rate.saturating_mul(ram.page_size),
@@ -483,12 +552,13 @@ impl Driver {
             let hello = hello(
                 &self.agent,
                 Lane::Data {
-                    migration: self.handle.id,
+                    migration: self.session.attempt,
                     index,
                 },
-            );
+            )?;
             let peer: SocketAddr = self.session.control.peer();
-            let connected = tokio::task::spawn_blocking(move || connection::connect(peer, &hello)).await;
+            let patience = Duration::from_millis(self.session.transfer.link_patience_ms);
+            let connected = tokio::task::spawn_blocking(move || connection::connect(peer, &hello, patience)).await;
             let lane = connected.map_err(|panic| panic.to_string())?;
             lanes.push(lane.map_err(|error| format!("lane {index}: {error}"))?);
         }
@@ -584,15 +654,24 @@ impl Driver {
     }
 
     fn publish(&self) {
-        self.handle
-            .progress(self.account.progress(self.source.stage(), &self.counters()));
+        let progress = self.account.progress(self.source.stage(), &self.counters());
+        self.handle.progress(Progress {
+            attempt: self.number,
+            ..progress
+        });
     }
 
     fn counters(&self) -> Counters {
         self.stream.as_ref().map(|stream| stream.counters()).unwrap_or_default()
     }
 
-    fn report(self, outcome: Outcome) -> Report {
+    fn end(self, outcome: Outcome) -> Ended {
+        let is_of_the_link = matches!(
+            &outcome,
+            Outcome::RolledBack(Cause::PeerLost(_) | Cause::Transfer(_) | Cause::Target(_) | Cause::TooLong(..))
+        );
+        let waits = self.session.transfer.link_patience_ms > 0;
+        let is_worth_another = waits && is_of_the_link && self.account.link_broke();
         let (outcome, reasons) = match outcome {
             Outcome::HandedOver => (view::Outcome::Completed, Vec::new()),
             Outcome::RolledBack(Cause::Refused(reasons)) => (view::Outcome::Refused, reasons),
@@ -614,7 +693,10 @@ impl Driver {
         );
         let counters = self.counters();
         let log = self.stream.as_ref().map(|stream| stream.coding()).unwrap_or_default();
-        self.account.report(head, &counters, &log)
+        Ended {
+            report: self.account.report(head, &counters, &log),
+            is_worth_another,
+        }
     }
 }
 

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{Receiver as Inbox, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use vmferry_content::Blocks;
 use vmferry_core::handover::{Target, TargetEffect, TargetEvent};
-use vmferry_core::limits::{CONTENT_TABLES_BYTES_MAX, LANES_MAX};
+use vmferry_core::limits::{CONTENT_TABLES_BYTES_MAX, HEARTBEAT, LANES_MAX, LINK_PATIENCE_MAX};
 use vmferry_core::page::catalog::CONTENT_SOURCES_MAX;
 use vmferry_core::page::{FingerprintKey, StreamDigest};
 use vmferry_core::wire::message::{Handover, Image, Message, Reservation, Transfer};
+use vmferry_dataplane::connection::LinkEvent;
 use vmferry_dataplane::target::{self as lanes, Event as StreamEvent};
 
 use super::control::{Control, Heard, Mouth};
@@ -45,6 +46,8 @@ pub(super) async fn take_in(
     lanes: Inbox<DataLane>,
 ) {
     let (handover, transfer, offer) = offered;
+    let patience = link_patience(&transfer);
+    control.wait_for_link(patience);
     let (target, effects) = Target::new(handover.clone(), peer, transfer.clone(), offer);
     let mut driver = Driver::new(agent, handover, target, Some(control));
     driver.incoming = Some(Incoming {
@@ -90,6 +93,8 @@ struct Driver {
     handover: Handover,
     target: Target,
     control: Option<Control>,
+    /// The link of the control lane is broken.
+    is_link_down: bool,
     queue: VecDeque<TargetEvent>,
     /// Control lanes on which the source goes on after this one was lost.
     attached: Inbox<(Control, Message)>,
@@ -119,6 +124,7 @@ impl Driver {
             handover,
             target,
             control,
+            is_link_down: false,
             queue: VecDeque::new(),
             answers: unbounded_channel(),
             stream_events: unbounded_channel(),
@@ -156,6 +162,8 @@ impl Driver {
     async fn next(&mut self) -> TargetEvent {
         loop {
             let deadline = self.target.deadline().map(|at| self.began + at);
+            // Once it has promised, the state machine asks.
+            let asks = self.is_link_down && !self.promised;
             let event = tokio::select! {
                 biased;
                 heard = hear(&mut self.control) => self.on_heard(heard),
@@ -171,6 +179,10 @@ impl Driver {
                     Some(TargetEvent::QemuGone(format!("the target's QEMU ended: {words}")))
                 }
                 () = source::until(deadline) => Some(TargetEvent::Tick),
+                () = tokio::time::sleep(HEARTBEAT), if asks => {
+                    self.inquire();
+                    None
+                }
             };
             if let Some(event) = event {
                 return event;
@@ -193,8 +205,13 @@ impl Driver {
                 let why = "the source's agent sent a frame that only a target sends";
                 Some(TargetEvent::PeerLost(why.to_owned()))
             }
+            // A source whose agent has ended looks the same, and once it is there again it has given this attempt up: it is asked.
+            Some(Heard::Link(event)) => {
+                self.is_link_down = matches!(event, LinkEvent::Down(_));
+                None
+            }
             Some(Heard::Lost(why)) => {
-                self.control = None;
+                (self.control, self.is_link_down) = (None, false);
                 Some(TargetEvent::PeerLost(format!("lost the source's agent: {why}")))
             }
             None => {
@@ -273,6 +290,7 @@ impl Driver {
                 .saturating_add(DEVICE_MEMORY_BYTES_MAX),
             content: reader(std::mem::take(&mut self.contents)),
             bandwidth: incoming.transfer.bandwidth,
+            link_patience: link_patience(&incoming.transfer),
         };
         let to_driver = self.stream_events.0.clone();
         // The driver's receiver lives as long as the stream.
@@ -571,6 +589,11 @@ impl Driver {
         }
         super::offer::give_back(&self.agent, &self.handover, reason);
     }
+}
+
+/// How long a link that breaks is waited for.
+fn link_patience(transfer: &Transfer) -> Duration {
+    Duration::from_millis(transfer.link_patience_ms).min(LINK_PATIENCE_MAX)
 }
 
 /// Reads content by its number.

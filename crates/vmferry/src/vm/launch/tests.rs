@@ -161,7 +161,7 @@ async fn a_broken_migration_ends_an_incoming_vm_and_its_log_says_why() {
     let vm = launch_in(&state_dir, &definition(""), Role::Incoming).await.unwrap();
     let socket = vm.folder.migration();
     vm.qmp
-        .migrate_incoming(&format!("unix:{}", socket.display()))
+        .migrate_incoming(&format!("unix:{}", socket.display()), false)
         .await
         .unwrap();
     let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();

@@ -1,6 +1,9 @@
 //! Both halves joined over loopback: QEMU's ends are plain sockets here, since what is tested is that the bytes arrive, all
 //! of them and only they. Real QEMUs are in the end-to-end tests.
 
+mod links;
+mod relay;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,6 +19,7 @@ use vmferry_core::qemu::return_path;
 use vmferry_core::session::Ack;
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::hello::{Hello, Lane, MigrationId, VERSIONS};
+use vmferry_dataplane::connection::acceptor::Acceptor;
 use vmferry_dataplane::connection::{self, ConnectionError, Receiver, Sender};
 use vmferry_dataplane::{source, target};
 
@@ -29,6 +33,8 @@ fn hello(lane: Lane) -> Hello {
         software: "test".into(),
         port: 1,
         lane,
+        connection: None,
+        heard: None,
     }
 }
 
@@ -45,16 +51,23 @@ fn lane(index: u16, mut spoil: impl FnMut(&mut [u8]) + Send + 'static) -> [(Send
         thread::spawn(move || forward(from_back, to_back, |_| ()));
         forward(from, to, &mut spoil);
     });
-    let accepted = thread::spawn(move || connection::accept(back.accept().unwrap().0, "b", "test").unwrap());
+    let accepted = thread::spawn(move || {
+        Acceptor::default()
+            .accept(back.accept().unwrap().0, "b", "test")
+            .unwrap()
+    });
     let connected = connection::connect(
         front_address,
         &hello(Lane::Data {
             migration: MigrationId(1),
             index,
         }),
+        Duration::ZERO,
     )
     .unwrap();
-    let (sender, receiver, greeting) = accepted.join().unwrap();
+    let Some((sender, receiver, greeting)) = accepted.join().unwrap() else {
+        panic!("nothing was there to be taken up")
+    };
     assert_eq!(
         greeting.lane,
         Lane::Data {
@@ -134,6 +147,7 @@ fn pair_with(
         guest_bytes_max: u64::MAX,
         content,
         bandwidth: None,
+        link_patience: PATIENCE,
     };
     let target = target::Target::start(theirs, None, settings, move |event| drop(to_test.send(event))).unwrap();
     let (to_test, from_source) = channel();
@@ -310,7 +324,7 @@ fn lied_to(kind: Kind, payload: &[u8]) -> (String, source::Source) {
         drop(to_test.send(event));
     })
     .unwrap();
-    liar.send(kind, payload).unwrap();
+    liar.send(kind, payload.to_vec()).unwrap();
     let source::Event::Failed(why) = from_source.recv_timeout(PATIENCE).unwrap() else {
         panic!()
     };
@@ -361,6 +375,7 @@ fn lied_to_by(lie: impl FnOnce(&mut Sender)) -> String {
         guest_bytes_max: u64::MAX,
         content: Arc::new(|_, _, _| false),
         bandwidth: None,
+        link_patience: Duration::ZERO,
     };
     let (to_test, from_target) = channel();
     let _target = target::Target::start(vec![accepted], None, settings, move |event| {
@@ -388,7 +403,7 @@ fn small_batch(seq: u64) -> Vec<u8> {
 #[test]
 fn a_source_that_sends_what_does_not_belong_there_ends_the_session() {
     let refused = |kind, payload: Vec<u8>, with: &str| {
-        let why = lied_to_by(|liar| drop(liar.send(kind, &payload)));
+        let why = lied_to_by(|liar| drop(liar.send(kind, payload)));
         assert!(why.contains(with), "{kind:?}: {why}");
     };
     refused(Kind::Data, Vec::new(), "short header");
@@ -408,12 +423,12 @@ fn a_source_that_sends_what_does_not_belong_there_ends_the_session() {
 fn batches_that_wait_for_one_that_never_comes_end_the_session_however_small() {
     let why = lied_to_by(|liar| {
         // Sending fails once the target has closed.
-        let _ = (1..).find(|seq| liar.send(Kind::Data, &small_batch(*seq)).is_err());
+        let _ = (1..).find(|seq| liar.send(Kind::Data, small_batch(*seq)).is_err());
     });
     assert!(why.contains("further ahead"), "{why}");
     let why = lied_to_by(|liar| {
         for _ in 0..2 {
-            let _ = liar.send(Kind::Data, &small_batch(7));
+            let _ = liar.send(Kind::Data, small_batch(7));
         }
     });
     assert!(why.contains("came twice"), "{why}");
@@ -566,7 +581,8 @@ fn a_stranger_is_recognised_by_its_first_bytes() {
         let _ = stranger.read_to_end(&mut answer);
         answer
     });
-    let error = connection::accept(listener.accept().unwrap().0, "b", "test").unwrap_err();
+    let accepted = Acceptor::default().accept(listener.accept().unwrap().0, "b", "test");
+    let error = accepted.unwrap_err();
     assert!(matches!(error, ConnectionError::Frame(_)), "{error}");
     assert!(stranger.join().unwrap().is_empty());
 }

@@ -1,0 +1,448 @@
+//! A connection that outlives its TCP connections: frames are numbered, those that the peer has not said to have are kept, and
+//! when a TCP connection breaks its opener makes another, over which both sides go on where the other one is.
+
+use super::{ConnectionError, greeting::Greeting};
+use crate::threads::lock;
+use std::io::{self, IoSlice, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use vmferry_core::limits::RESEND_BYTES_MAX;
+use vmferry_core::session::Unheard;
+use vmferry_core::wire::frame::{HEADER_BYTES, Header, Kind, Received};
+use vmferry_core::wire::hello::Hello;
+
+/// How long one attempt to connect anew may take: a packet that was lost in a broken link is not sent again before a second.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How long the hellos of such an attempt may take.
+const GREETING_LIMIT: Duration = Duration::from_secs(3);
+/// Pause between two attempts that failed at once.
+const REDIAL_PAUSE: Duration = Duration::from_millis(250);
+
+/// How long what was sent may stay without the kernel's word that it arrived, milliseconds. A link that swallows the packets of one
+/// connection alone is noticed by nothing else. A reader that is at a halt for so long looks the same, and then is sent a little again.
+const UNACKNOWLEDGED_MS_MAX: u32 = 30_000;
+
+/// Payload buffers that wait to be used again, at the most.
+const SPENT_MAX: usize = 4;
+
+/// What both directions of a connection share.
+#[derive(Debug)]
+pub(super) struct Channel {
+    state: Mutex<State>,
+    /// The state became another one.
+    changed: Condvar,
+    /// The TCP connection of that generation, for whoever writes: a frame, or those that the peer does not have.
+    writing: Mutex<Option<(u64, TcpStream)>>,
+    unheard: Mutex<Unheard>,
+    /// The peer has more of what was sent.
+    room: Condvar,
+    /// Frames that this side has.
+    received: AtomicU64,
+    /// Bytes sent once more.
+    resent: AtomicU64,
+    /// Buffers for payloads.
+    spent: Mutex<Vec<Vec<u8>>>,
+    /// Whether it can be taken up again at all.
+    outlives: bool,
+    /// Where and how to connect anew; none at the side that is connected to.
+    dialer: Option<(SocketAddr, Hello)>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Counts TCP connections.
+    generation: u64,
+    /// When the present one was made.
+    made: Instant,
+    link: Link,
+    received: Received,
+    /// How long a broken link is waited for.
+    patience: Duration,
+    /// After how long without a byte the link counts as broken.
+    silence: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Up(TcpStream),
+    Down {
+        since: Instant,
+        why: Arc<ConnectionError>,
+    },
+    /// For good; the first who asks is told why.
+    Over(Option<ConnectionError>),
+}
+
+/// What [`Channel::present`] found.
+pub(super) enum Up {
+    /// The TCP connection of that generation.
+    Now(u64, TcpStream),
+    /// None at present, for this reason.
+    Waits(Arc<ConnectionError>),
+}
+
+impl Channel {
+    /// Of a first TCP connection whose hellos are exchanged; `outlives` if both sides have a name for the connection.
+    pub(super) fn new(
+        stream: TcpStream,
+        outlives: bool,
+        dialer: Option<(SocketAddr, Hello)>,
+    ) -> io::Result<Arc<Channel>> {
+        let writing = stream.try_clone()?;
+        let state = State {
+            generation: 0,
+            made: Instant::now(),
+            link: Link::Up(stream),
+            received: Received::default(),
+            patience: Duration::ZERO,
+            silence: None,
+        };
+        Ok(Arc::new(Channel {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            writing: Mutex::new(Some((0, writing))),
+            unheard: Mutex::default(),
+            room: Condvar::new(),
+            received: AtomicU64::new(0),
+            resent: AtomicU64::new(0),
+            spent: Mutex::default(),
+            outlives,
+            dialer,
+        }))
+    }
+
+    /// How long a broken link is waited for from now on, if the connection can outlive it.
+    pub(super) fn set_patience(&self, patience: Duration) {
+        let mut state = lock(&self.state);
+        if self.outlives {
+            state.patience = patience;
+            if let Link::Up(stream) = &state.link {
+                bound_unacknowledged(stream);
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// After how long without a byte the link counts as broken from the next read on.
+    pub(super) fn set_silence(&self, silence: Option<Duration>) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.silence = silence;
+        match &state.link {
+            Link::Up(stream) => stream.set_read_timeout(silence),
+            _ => Ok(()),
+        }
+    }
+
+    /// After how long without a byte the link counts as broken.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        lock(&self.state).silence
+    }
+
+    /// Sends a frame, at once or over the next TCP connection. Waits while the peer lacks too much of what was sent.
+    pub(super) fn send(self: &Arc<Self>, kind: Kind, payload: Vec<u8>) -> Result<(), ConnectionError> {
+        let bytes = payload.len();
+        if bytes > kind.payload_bytes_max() {
+            return Err(ConnectionError::TooLong { kind, bytes });
+        }
+        let mut unheard = lock(&self.unheard);
+        while unheard.bytes() > RESEND_BYTES_MAX && !self.is_over() {
+            unheard = self.room.wait(unheard).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(unheard);
+        let mut writing = lock(&self.writing);
+        if self.is_over() {
+            return Err(self.why_over());
+        }
+        let (sequence, frame) = lock(&self.unheard).push(kind, payload);
+        if let Some((generation, stream)) = &mut *writing
+            && let Err(error) = self.write(stream, sequence, frame.kind, &frame.payload)
+        {
+            let generation = *generation;
+            *writing = None;
+            self.broken(generation, error);
+        }
+        Ok(())
+    }
+
+    fn write(&self, stream: &mut TcpStream, sequence: u64, kind: Kind, payload: &[u8]) -> Result<(), ConnectionError> {
+        let header = Header::encode(kind, sequence, self.received.load(Ordering::SeqCst), payload);
+        let bytes = payload.len();
+        let header = header.ok_or(ConnectionError::TooLong { kind, bytes })?;
+        Ok(write_all(stream, [&header, payload])?)
+    }
+
+    /// Takes a frame that came over the TCP connection of that generation; `false` if another is in use by now. Then it comes again.
+    pub(super) fn accept(&self, generation: u64, header: &Header, payload: &[u8]) -> Result<bool, ConnectionError> {
+        let mut state = lock(&self.state);
+        if state.generation != generation || !matches!(state.link, Link::Up(_)) {
+            return Ok(false);
+        }
+        state.received.accept(header, payload)?;
+        self.received.store(state.received.count(), Ordering::SeqCst);
+        drop(state);
+        self.heard(header.heard)?;
+        Ok(true)
+    }
+
+    fn heard(&self, count: u64) -> Result<(), ConnectionError> {
+        let mut spent = lock(&self.spent);
+        lock(&self.unheard).heard(count, |payload| {
+            if spent.len() < SPENT_MAX {
+                spent.push(payload);
+            }
+        })?;
+        self.room.notify_all();
+        Ok(())
+    }
+
+    /// The TCP connection to read from, if there is one at present.
+    pub(super) fn present(&self) -> Result<Up, ConnectionError> {
+        let state = lock(&self.state);
+        match &state.link {
+            Link::Up(stream) => Ok(Up::Now(state.generation, stream.try_clone()?)),
+            Link::Down { why, .. } => Ok(Up::Waits(why.clone())),
+            Link::Over(_) => {
+                drop(state);
+                Err(self.why_over())
+            }
+        }
+    }
+
+    /// The next TCP connection to read from. Waits for it as long as there is patience; then the connection is over.
+    pub(super) fn next(&self) -> Result<(u64, TcpStream), ConnectionError> {
+        let mut state = lock(&self.state);
+        loop {
+            let (since, why) = match &state.link {
+                Link::Up(stream) => return Ok((state.generation, stream.try_clone()?)),
+                Link::Down { since, why } => (*since, why.clone()),
+                Link::Over(_) => {
+                    drop(state);
+                    return Err(self.why_over());
+                }
+            };
+            let left = state.patience.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                let after = state.patience;
+                drop(state);
+                self.end(ConnectionError::GaveUp { after, why });
+                return Err(self.why_over());
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The TCP connection of that generation is of no more use: another is waited for, and made by the side that opened it. Ends the
+    /// connection where nothing is waited for, or the peer is at fault.
+    pub(super) fn broken(self: &Arc<Self>, generation: u64, error: ConnectionError) {
+        let mut state = lock(&self.state);
+        let Link::Up(stream) = &state.link else {
+            return;
+        };
+        if state.generation != generation {
+            return;
+        }
+        close(stream);
+        if state.patience.is_zero() || !error.is_of_the_link() {
+            state.link = Link::Over(Some(error));
+        } else {
+            state.link = Link::Down {
+                since: Instant::now(),
+                why: Arc::new(error),
+            };
+        }
+        let redials = matches!(state.link, Link::Down { .. }) && self.dialer.is_some();
+        drop(state);
+        self.tell();
+        if redials {
+            let weak = Arc::downgrade(self);
+            let spawned = thread::Builder::new().name("redial".to_owned()).spawn(move || {
+                while let Some(channel) = weak.upgrade() {
+                    if channel.redial() {
+                        return;
+                    }
+                }
+            });
+            if let Err(error) = spawned {
+                self.end(error.into());
+            }
+        }
+    }
+
+    /// As [`broken`](Channel::broken), of the present TCP connection if it was made before that.
+    pub(super) fn suspect(self: &Arc<Self>, before: Instant) {
+        let (generation, made) = {
+            let state = lock(&self.state);
+            (state.generation, state.made)
+        };
+        if made < before {
+            self.broken(generation, ConnectionError::Closed);
+        }
+    }
+
+    /// Ends the connection, for this reason if there was none before.
+    pub(super) fn end(&self, error: ConnectionError) {
+        let mut state = lock(&self.state);
+        match &state.link {
+            Link::Over(_) => return,
+            Link::Up(stream) => close(stream),
+            Link::Down { .. } => {}
+        }
+        state.link = Link::Over(Some(error));
+        drop(state);
+        self.tell();
+    }
+
+    /// Whoever waits looks again. Who waits for room holds that lock while it looks, so it can't miss this.
+    fn tell(&self) {
+        self.changed.notify_all();
+        drop(lock(&self.unheard));
+        self.room.notify_all();
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(lock(&self.state).link, Link::Over(_))
+    }
+
+    fn why_over(&self) -> ConnectionError {
+        match &mut lock(&self.state).link {
+            Link::Over(why) => why.take().unwrap_or(ConnectionError::Closed),
+            _ => ConnectionError::Closed,
+        }
+    }
+
+    /// Tries once to connect anew. Whether that is over, with or without success.
+    fn redial(self: &Arc<Self>) -> bool {
+        let Some((address, hello)) = &self.dialer else {
+            return true;
+        };
+        let (began, heard) = (Instant::now(), self.received.load(Ordering::SeqCst));
+        {
+            let state = lock(&self.state);
+            match &state.link {
+                Link::Down { since, .. } if since.elapsed() < state.patience => {}
+                // Who waits for it gives up.
+                _ => return true,
+            }
+        }
+        let hello = Hello {
+            heard: Some(heard),
+            ..hello.clone()
+        };
+        match Greeting::call(*address, CONNECT_LIMIT, GREETING_LIMIT, &hello) {
+            Ok((stream, heard)) => {
+                self.go_on(stream, heard);
+                true
+            }
+            Err(error @ ConnectionError::Unwelcome(_)) => {
+                self.end(error);
+                true
+            }
+            Err(_) => {
+                let state = lock(&self.state);
+                let pause = REDIAL_PAUSE.saturating_sub(began.elapsed());
+                let goes_on = |state: &mut State| matches!(state.link, Link::Down { .. });
+                drop(self.changed.wait_timeout_while(state, pause, goes_on));
+                false
+            }
+        }
+    }
+
+    /// The peer connects anew and has so many frames: nothing more is taken from the TCP connection before. Returns how many this
+    /// side has, unless the connection is over or the peer can't go on with what is kept.
+    pub(super) fn suspend(self: &Arc<Self>, heard: u64) -> Option<u64> {
+        if !lock(&self.unheard).can_go_on(heard) {
+            return None;
+        }
+        self.suspect(Instant::now());
+        let state = lock(&self.state);
+        (!matches!(state.link, Link::Over(_))).then(|| state.received.count())
+    }
+
+    /// Goes on over a new TCP connection, whose other end has so many frames.
+    pub(super) fn go_on(self: &Arc<Self>, stream: TcpStream, heard: u64) {
+        let mut writing = lock(&self.writing);
+        if let Err(error) = self.heard(heard) {
+            return self.end(error);
+        }
+        let (mut for_writing, mut state) = match stream.try_clone() {
+            Ok(for_writing) => (for_writing, lock(&self.state)),
+            Err(error) => return self.end(error.into()),
+        };
+        match &state.link {
+            Link::Over(_) => return close(&stream),
+            Link::Up(before) => close(before),
+            Link::Down { .. } => {}
+        }
+        bound_unacknowledged(&stream);
+        if let Err(error) = stream.set_read_timeout(state.silence) {
+            drop(state);
+            return self.end(error.into());
+        }
+        state.generation += 1;
+        state.made = Instant::now();
+        let generation = state.generation;
+        state.link = Link::Up(stream);
+        drop(state);
+        // The other side sends again, too: somebody has to read by now.
+        self.tell();
+        let again: Vec<_> = lock(&self.unheard).frames().collect();
+        for (sequence, frame) in again {
+            let bytes = (HEADER_BYTES + frame.payload.len()) as u64;
+            if let Err(error) = self.write(&mut for_writing, sequence, frame.kind, &frame.payload) {
+                *writing = None;
+                return self.broken(generation, error);
+            }
+            self.resent.fetch_add(bytes, Ordering::Relaxed);
+        }
+        *writing = Some((generation, for_writing));
+    }
+
+    /// Bytes of frames that were sent once more, over another TCP connection.
+    pub(super) fn resent(&self) -> u64 {
+        self.resent.load(Ordering::Relaxed)
+    }
+
+    /// A buffer for a payload.
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        lock(&self.spent).pop().unwrap_or_default()
+    }
+
+    /// The present TCP connection, or the one before.
+    pub(super) fn stream(&self) -> io::Result<TcpStream> {
+        match &lock(&self.state).link {
+            Link::Up(stream) => stream.try_clone(),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+fn close(stream: &TcpStream) {
+    // An error says that it is closed already.
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+fn bound_unacknowledged(stream: &TcpStream) {
+    // A kernel that does not know of it leaves what it does without.
+    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS_MAX);
+}
+
+/// Writes both parts in as few system calls as the socket takes.
+fn write_all(stream: &mut TcpStream, parts: [&[u8]; 2]) -> io::Result<()> {
+    let mut slices = parts.map(IoSlice::new);
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match stream.write_vectored(rest) {
+            Ok(0) if rest.iter().all(|part| part.is_empty()) => break,
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut rest, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
