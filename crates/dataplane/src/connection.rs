@@ -1,16 +1,14 @@
-//! A TCP connection that carries frames: one [`Sender`], one [`Receiver`], used from a thread each.
+//! A connection that carries frames: one [`Sender`], one [`Receiver`], used from a thread each.
 
 use crate::arrivals::{Arrivals, Lane};
-use std::io::{self, IoSlice, Read, Write};
+use crate::transport::{self, Deadline, Hurried, Incoming, Link, Outgoing, Purpose, Security, TransportError};
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vmferry_core::wire::PREFACE;
 use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, Sequence, check_preface};
 use vmferry_core::wire::hello::{Hello, HelloReply, VERSIONS, answer};
-
-/// How long a connection may take to be made, and how long its hellos may take, all bytes of them.
-const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a connection can't be used, or not any longer.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +19,17 @@ pub enum ConnectionError {
     /// The network or the operating system.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// It is not known who is at the other end, or not in time.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// It says to be another host than its certificate does.
+    #[error("it says to be {said}, and its certificate is that of {host}: is that its agent's --name?")]
+    Pretends {
+        /// Who it says to be.
+        said: String,
+        /// Whose certificate it has.
+        host: String,
+    },
     /// What came is not a frame that belongs here.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -43,19 +52,21 @@ pub enum ConnectionError {
 /// The sending direction.
 #[derive(Debug)]
 pub struct Sender {
-    stream: TcpStream,
+    outgoing: Outgoing,
     sequence: Sequence,
+    host: Option<String>,
 }
 
 /// The receiving direction.
 #[derive(Debug)]
 pub struct Receiver {
     stream: TcpStream,
+    incoming: Incoming,
     sequence: Sequence,
     payload: Vec<u8>,
     patience: Option<Duration>,
     /// When the hellos have to be exchanged, while they are.
-    greeting_ends: Option<Instant>,
+    greeting: Option<Deadline>,
     /// Reads it instead, where arrivals are counted.
     lane: Option<Lane>,
 }
@@ -82,18 +93,23 @@ impl Sender {
                 kind,
                 bytes: payload.len(),
             })?;
-        write_all(&mut self.stream, [&header, payload])?;
+        self.outgoing.write_all([&header, payload])?;
         Ok((HEADER_BYTES + payload.len()) as u64)
     }
 
     /// A handle to close the connection with.
     pub fn closer(&self) -> io::Result<Closer> {
-        Ok(Closer(self.stream.try_clone()?))
+        Ok(Closer(self.outgoing.socket().try_clone()?))
     }
 
     /// The address of the other end.
     pub fn peer(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
+        self.outgoing.socket().peer_addr()
+    }
+
+    /// The host that the peer's certificate names; none without TLS.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 }
 
@@ -101,12 +117,7 @@ impl Receiver {
     /// Waits for a frame. The payload is valid until the next call.
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), ConnectionError> {
         let mut header = [0; HEADER_BYTES];
-        self.hurry()?;
-        let read = match &self.lane {
-            Some(lane) => lane.read(&mut header, self.patience),
-            None => self.stream.read(&mut header),
-        };
-        let read = read.map_err(|error| self.read_error(error))?;
+        let read = self.read(&mut header)?;
         if read == 0 {
             return Err(ConnectionError::Closed);
         }
@@ -136,44 +147,32 @@ impl Receiver {
         self.stream.try_clone()
     }
 
-    /// Reads the rest of a frame of which something is here.
-    fn read_exact_into(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
-        if self.greeting_ends.is_none() {
-            let read = match &self.lane {
-                Some(lane) => lane.read_rest(buffer, self.patience),
-                None => self.stream.read_exact(buffer),
-            };
-            return read.map_err(|error| self.read_error(error));
-        }
-        // A byte now and then would last for ever, were each waited for anew.
-        let mut filled = 0;
-        while filled < buffer.len() {
-            self.hurry()?;
-            match self.stream.read(&mut buffer[filled..]) {
-                Ok(0) => return Err(ConnectionError::Closed),
-                Ok(bytes) => filled += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.read_error(error)),
-            }
-        }
-        Ok(())
+    /// Reads what there is, and waits for it if there is nothing.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ConnectionError> {
+        let stream = &self.stream;
+        let read = match (&self.lane, self.greeting) {
+            (Some(lane), _) => lane.read(&mut self.incoming, buffer, self.patience),
+            // A byte now and then would last for ever, were each waited for anew.
+            (None, Some(deadline)) => self.incoming.read(&mut Hurried { stream, deadline }, buffer),
+            (None, None) => self.incoming.read(&mut &*stream, buffer),
+        };
+        read.map_err(|error| self.read_error(error))
     }
 
-    /// Lets the next read take no longer than is left for the greeting.
-    fn hurry(&self) -> Result<(), ConnectionError> {
-        let Some(ends) = self.greeting_ends else {
-            return Ok(());
+    /// Reads the rest of a frame of which something is here.
+    fn read_exact_into(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
+        let stream = &self.stream;
+        let read = match (&self.lane, self.greeting) {
+            (Some(lane), _) => lane.read_rest(&mut self.incoming, buffer, self.patience),
+            (None, Some(deadline)) => self.incoming.read_exact(&mut Hurried { stream, deadline }, buffer),
+            (None, None) => self.incoming.read_exact(&mut &*stream, buffer),
         };
-        let left = ends.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ConnectionError::Silent(self.patience.unwrap_or_default()));
-        }
-        Ok(self.stream.set_read_timeout(Some(left))?)
+        read.map_err(|error| self.read_error(error))
     }
 
     /// The hellos are exchanged: frames may take their time, in both directions.
     fn greeted(&mut self) -> io::Result<()> {
-        self.greeting_ends = None;
+        self.greeting = None;
         self.stream.set_write_timeout(None)?;
         self.set_patience(None)
     }
@@ -181,59 +180,45 @@ impl Receiver {
     fn read_error(&self, error: io::Error) -> ConnectionError {
         match (error.kind(), self.patience) {
             (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some(patience)) => ConnectionError::Silent(patience),
+            (io::ErrorKind::UnexpectedEof, _) if self.greeting.is_some() => ConnectionError::Closed,
             _ => ConnectionError::Io(error),
         }
     }
 }
 
-/// Writes both parts in as few system calls as the socket takes.
-fn write_all(stream: &mut TcpStream, parts: [&[u8]; 2]) -> io::Result<()> {
-    let mut slices = parts.map(IoSlice::new);
-    let mut rest = &mut slices[..];
-    while !rest.is_empty() {
-        match stream.write_vectored(rest) {
-            Ok(0) if rest.iter().all(|part| part.is_empty()) => break,
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut rest, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Of a connection whose hellos are to be exchanged within `limit`.
-fn both_directions(stream: TcpStream, limit: Duration) -> io::Result<(Sender, Receiver)> {
-    stream.set_nodelay(true)?;
+/// Of a connection whose hellos are to be exchanged in time.
+fn both_directions(link: Link) -> io::Result<(Sender, Receiver)> {
+    let host = link.host().map(str::to_owned);
+    let patience = link.deadline.limit();
     // Of an answer that the peer does not read.
-    stream.set_write_timeout(Some(limit))?;
-    let receiving = stream.try_clone()?;
+    link.stream.set_write_timeout(Some(patience))?;
     Ok((
         Sender {
-            stream,
+            outgoing: link.outgoing,
             sequence: Sequence::default(),
+            host,
         },
         Receiver {
-            stream: receiving,
+            stream: link.stream,
+            incoming: link.incoming,
             sequence: Sequence::default(),
             payload: Vec::new(),
-            patience: Some(limit),
-            greeting_ends: Some(Instant::now() + limit),
+            patience: Some(patience),
+            greeting: Some(link.deadline),
             lane: None,
         },
     ))
 }
 
 /// Connects to an agent and introduces itself; the peer is known to welcome this connection afterwards.
-pub fn connect(address: SocketAddr, hello: &Hello) -> Result<(Sender, Receiver), ConnectionError> {
-    let stream = TcpStream::connect_timeout(&address, GREETING_LIMIT)?;
-    let (mut sender, mut receiver) = both_directions(stream, GREETING_LIMIT)?;
-    sender.stream.write_all(&PREFACE)?;
+pub fn connect(address: SocketAddr, security: &Security, hello: &Hello) -> Result<(Sender, Receiver), ConnectionError> {
+    let (mut sender, mut receiver) = both_directions(transport::connect(address, security, Purpose::Lane)?)?;
+    sender.outgoing.write_all([&PREFACE, &[]])?;
     sender.send(Kind::Hello, &to_json(hello)?)?;
     read_preface(&mut receiver)?;
     match receiver.receive()? {
         (Kind::HelloReply, payload) => match from_json(Kind::HelloReply, payload)? {
-            HelloReply::Welcome { .. } => {}
+            HelloReply::Welcome { host, .. } => is_who_it_says(&sender, &host)?,
             HelloReply::Unwelcome { reason } => return Err(ConnectionError::Unwelcome(reason)),
         },
         (got, _) => {
@@ -250,29 +235,37 @@ pub fn connect(address: SocketAddr, hello: &Hello) -> Result<(Sender, Receiver),
 
 /// Reads the hello of a peer that connected, and answers it as `host`, running `software`; its version is one that both
 /// speak afterwards.
-pub fn accept(stream: TcpStream, host: &str, software: &str) -> Result<(Sender, Receiver, Hello), ConnectionError> {
-    accept_within(GREETING_LIMIT, stream, host, software)
-}
-
-fn accept_within(
-    limit: Duration,
-    stream: TcpStream,
-    host: &str,
-    software: &str,
-) -> Result<(Sender, Receiver, Hello), ConnectionError> {
-    let (mut sender, mut receiver) = both_directions(stream, limit)?;
+pub fn accept(link: Link, host: &str, software: &str) -> Result<(Sender, Receiver, Hello), ConnectionError> {
+    let (mut sender, mut receiver) = both_directions(link)?;
     read_preface(&mut receiver)?;
     let hello: Hello = match receiver.receive()? {
         (Kind::Hello, payload) => from_json(Kind::Hello, payload)?,
         (got, _) => return Err(FrameError::Unexpected { got, wanted: "a hello" }.into()),
     };
-    let reply = answer(&hello, VERSIONS, host, software);
-    sender.stream.write_all(&PREFACE)?;
+    let is_itself = is_who_it_says(&sender, &hello.host);
+    let reply = match &is_itself {
+        Ok(()) => answer(&hello, VERSIONS, host, software),
+        Err(error) => HelloReply::Unwelcome {
+            reason: error.to_string(),
+        },
+    };
+    sender.outgoing.write_all([&PREFACE, &[]])?;
     sender.send(Kind::HelloReply, &to_json(&reply)?)?;
     receiver.greeted()?;
+    is_itself?;
     match reply {
         HelloReply::Welcome { .. } => Ok((sender, receiver, hello)),
         HelloReply::Unwelcome { reason } => Err(ConnectionError::Unwelcome(reason)),
+    }
+}
+
+fn is_who_it_says(sender: &Sender, said: &str) -> Result<(), ConnectionError> {
+    match &sender.host {
+        Some(host) if host != said => Err(ConnectionError::Pretends {
+            said: said.to_owned(),
+            host: host.clone(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -297,6 +290,8 @@ fn from_json<T: serde::de::DeserializeOwned>(kind: Kind, payload: &[u8]) -> Resu
 mod tests {
     use super::*;
     use crate::socket::tests::connected;
+    use crate::transport::{accept as greet, accept_within};
+    use std::io::Write;
     use std::net::TcpListener;
     use std::sync::mpsc::{RecvTimeoutError, channel};
 
@@ -313,7 +308,8 @@ mod tests {
             while is_over.recv_timeout(pace) == Err(RecvTimeoutError::Timeout) && peer.write_all(b" ").is_ok() {}
         });
         let limit = Duration::from_millis(300);
-        let error = accept_within(limit, listener.accept().unwrap().0, "b", "test").unwrap_err();
+        let link = accept_within(limit, listener.accept().unwrap().0, &Security::Plaintext).unwrap();
+        let error = accept(link, "b", "test").unwrap_err();
         drop(over);
         sends.join().unwrap();
         assert!(matches!(error, ConnectionError::Silent(_)), "{error}");
@@ -326,7 +322,8 @@ mod tests {
             let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let header = Sequence::default().next_header(kind, &[]).unwrap();
             peer.write_all(&[&PREFACE[..], &header].concat()).unwrap();
-            let error = accept(listener.accept().unwrap().0, "b", "test").unwrap_err();
+            let link = greet(listener.accept().unwrap().0, &Security::Plaintext).unwrap();
+            let error = accept(link, "b", "test").unwrap_err();
             assert!(matches!(error, ConnectionError::Frame(_)), "{error}");
         }
     }
@@ -334,7 +331,10 @@ mod tests {
     #[test]
     fn a_payload_that_comes_after_its_header_is_seen_to_arrive() {
         let (here, mut peer) = connected();
-        let (_, mut receiver) = both_directions(here, GREETING_LIMIT).unwrap();
+        // The first byte is looked at, and nothing else.
+        peer.write_all(b"x").unwrap();
+        let (_, mut receiver) = both_directions(greet(here, &Security::Plaintext).unwrap()).unwrap();
+        receiver.read_exact_into(&mut [0]).unwrap();
         receiver.greeted().unwrap();
         let arrivals = Arc::new(Arrivals::new([receiver.socket().unwrap()]));
         receiver.count_arrivals(arrivals.clone(), 0);

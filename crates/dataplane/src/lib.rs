@@ -14,7 +14,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`connection`] | a TCP connection that carries frames |
+//! | [`connection`] | a connection that carries frames |
+//! | [`transport`] | what it runs over: TLS between hosts of a cluster, or plain TCP |
 //! | [`source`] | reader and lanes on the source |
 //! | [`target`] | lanes and writer on the target |
 //! | [`guest_memory`] | the guest's pages, read and written from outside its QEMU |
@@ -42,4 +43,5 @@ mod socket;
 pub mod source;
 pub mod target;
 mod threads;
+pub mod transport;
 mod turn;

@@ -9,6 +9,7 @@ use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::hello::{Hello, Lane, MigrationId, VERSIONS};
 use vmferry_core::wire::message::{Epoch, Handover, Message, Verdict};
 use vmferry_dataplane::connection::{self, Receiver, Sender};
+use vmferry_dataplane::transport::Security;
 
 fn connect(host: &Host, lane: Lane) -> (Sender, Receiver) {
     let hello = Hello {
@@ -18,7 +19,7 @@ fn connect(host: &Host, lane: Lane) -> (Sender, Receiver) {
         port: 1,
         lane,
     };
-    connection::connect(host.peers, &hello).unwrap()
+    connection::connect(host.peers, &Security::Plaintext, &hello).unwrap()
 }
 
 /// Asks about a handover that nobody knows of.

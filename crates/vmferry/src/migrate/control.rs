@@ -50,6 +50,7 @@ pub(super) struct Control {
     pub(super) heard: inbox::Receiver<Heard>,
     mouth: Mouth,
     peer: SocketAddr,
+    host: Option<String>,
 }
 
 /// Says things on a control lane from anywhere.
@@ -99,6 +100,7 @@ impl Control {
     pub(super) fn start(sender: Sender, mut receiver: Receiver) -> io::Result<Control> {
         receiver.set_patience(Some(PEER_SILENCE))?;
         let peer = sender.peer()?;
+        let host = sender.host().map(str::to_owned);
         let (to_driver, heard) = inbox::channel(INBOX);
         let (mouth, to_say) = mpsc::channel();
         let mouth = Mouth {
@@ -116,7 +118,12 @@ impl Control {
                 let _ = lost.try_send(Heard::Lost(error));
             }
         })?;
-        Ok(Control { heard, mouth, peer })
+        Ok(Control {
+            heard,
+            mouth,
+            peer,
+            host,
+        })
     }
 
     /// A handle to speak with.
@@ -127,6 +134,11 @@ impl Control {
     /// The address of the other end.
     pub(super) fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The host that the certificate of the other end names; none without TLS.
+    pub(super) fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 }
 
@@ -186,6 +198,7 @@ mod tests {
     use std::net::TcpListener;
     use vmferry_core::wire::hello::{Hello, Lane, VERSIONS};
     use vmferry_dataplane::connection;
+    use vmferry_dataplane::transport::{self, Security};
 
     /// A control lane, and the other end of its connection.
     fn lane() -> (Control, (Sender, Receiver)) {
@@ -199,9 +212,10 @@ mod tests {
                 port: 1,
                 lane: Lane::Control,
             };
-            connection::connect(address, &hello).unwrap()
+            connection::connect(address, &Security::Plaintext, &hello).unwrap()
         });
-        let (sender, receiver, _) = connection::accept(listener.accept().unwrap().0, "b", "test").unwrap();
+        let link = transport::accept(listener.accept().unwrap().0, &Security::Plaintext).unwrap();
+        let (sender, receiver, _) = connection::accept(link, "b", "test").unwrap();
         (Control::start(sender, receiver).unwrap(), peer.join().unwrap())
     }
 

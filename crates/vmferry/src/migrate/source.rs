@@ -488,9 +488,14 @@ impl Driver {
                 },
             );
             let peer: SocketAddr = self.session.control.peer();
-            let connected = tokio::task::spawn_blocking(move || connection::connect(peer, &hello)).await;
+            let security = self.agent.identity.security();
+            let connected = tokio::task::spawn_blocking(move || connection::connect(peer, &security, &hello)).await;
             let lane = connected.map_err(|panic| panic.to_string())?;
-            lanes.push(lane.map_err(|error| format!("lane {index}: {error}"))?);
+            let lane = lane.map_err(|error| format!("lane {index}: {error}"))?;
+            if lane.0.host() != self.session.control.host() {
+                return Err(format!("lane {index} reaches another host than the control lane does"));
+            }
+            lanes.push(lane);
         }
         let path = self.vm.folder.migration();
         let listener = bind(&path).map_err(|error| format!("can't listen on {}: {error}", path.display()))?;
