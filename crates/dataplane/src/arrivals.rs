@@ -7,7 +7,8 @@
 
 use crate::socket::{Held, Socket};
 use crate::threads::lock;
-use std::io::{self, Read};
+use crate::transport::Incoming;
+use std::io;
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -99,16 +100,27 @@ impl Lane {
         Lane { arrivals, index }
     }
 
-    /// Reads what there is, and waits for it if there is nothing, for so long at the most.
-    pub(crate) fn read(&self, buffer: &mut [u8], patience: Option<Duration>) -> io::Result<usize> {
-        self.socket().reader(patience).read(buffer)
+    /// Reads what there is of what comes in, and waits for it if there is nothing, for so long at the most.
+    pub(crate) fn read(
+        &self,
+        incoming: &mut Incoming,
+        buffer: &mut [u8],
+        patience: Option<Duration>,
+    ) -> io::Result<usize> {
+        incoming.read(&mut self.socket().reader(patience), buffer)
     }
 
-    /// Reads the rest of a frame whose beginning was read, and waits for it as [`read`](Self::read) does.
-    pub(crate) fn read_rest(&self, rest: &mut [u8], patience: Option<Duration>) -> io::Result<()> {
+    /// Reads the rest of a frame whose beginning was read, and waits for it as [`read`](Self::read) does. Bytes of it that were
+    /// received and are yet to be opened are here.
+    pub(crate) fn read_rest(
+        &self,
+        incoming: &mut Incoming,
+        rest: &mut [u8],
+        patience: Option<Duration>,
+    ) -> io::Result<()> {
         let mut reader = self.socket().reader(patience);
-        if self.socket().held().unread >= rest.len() as u64 {
-            return reader.read_exact(rest);
+        if self.socket().held().unread >= incoming.lacks(rest.len()) {
+            return incoming.read_exact(&mut reader, rest);
         }
         {
             let mut state = lock(&self.arrivals.state);
@@ -118,7 +130,7 @@ impl Lane {
             }
             state.waiting += 1;
         }
-        let result = reader.read_exact(rest);
+        let result = incoming.read_exact(&mut reader, rest);
         let mut state = lock(&self.arrivals.state);
         state.waiting -= 1;
         state.whole = state.whole.max(reader.came());
@@ -197,7 +209,7 @@ mod tests {
         until_unread(works.socket(), 5000);
         let mut rest = vec![0; 1000];
         std::thread::scope(|scope| {
-            let read = scope.spawn(|| waits.read_rest(&mut rest, None));
+            let read = scope.spawn(|| waits.read_rest(&mut Incoming::plain(), &mut rest, None));
             while !arrivals.are_awaited() {
                 std::thread::yield_now();
             }
@@ -205,7 +217,7 @@ mod tests {
             until_unread(works.socket(), 8000);
             let seen = arrivals.seen();
             assert!(seen.bytes == 3000 && !seen.time.is_zero(), "{seen:?}");
-            assert_eq!(works.read(&mut [0; 8000], None).unwrap(), 8000);
+            assert_eq!(works.read(&mut Incoming::plain(), &mut [0; 8000], None).unwrap(), 8000);
             assert_eq!(arrivals.seen().bytes, 3000, "it came already");
             to_waiting.write_all(&[3; 1000]).unwrap();
             read.join().unwrap().unwrap();
@@ -214,7 +226,7 @@ mod tests {
         let seen = arrivals.seen();
         to_working.write_all(&[4; 2000]).unwrap();
         until_unread(works.socket(), 2000);
-        works.read_rest(&mut [0; 2000], None).unwrap();
+        works.read_rest(&mut Incoming::plain(), &mut [0; 2000], None).unwrap();
         assert_eq!(arrivals.seen(), seen, "nobody waited");
     }
 
@@ -225,7 +237,7 @@ mod tests {
         std::thread::scope(|scope| {
             let reads = lanes
                 .each_ref()
-                .map(|lane| scope.spawn(|| lane.read_rest(&mut [0; 1000], None)));
+                .map(|lane| scope.spawn(|| lane.read_rest(&mut Incoming::plain(), &mut [0; 1000], None)));
             while lock(&arrivals.state).waiting < 2 {
                 std::thread::yield_now();
             }

@@ -15,6 +15,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`connection`] | connections that carry frames, and outlive their TCP connections |
+//! | [`transport`] | what they run over: TLS between hosts of a cluster, or plain TCP |
 //! | [`source`] | reader and lanes on the source |
 //! | [`target`] | lanes and writer on the target |
 //! | [`guest_memory`] | the guest's pages, read and written from outside its QEMU |
@@ -42,4 +43,5 @@ mod socket;
 pub mod source;
 pub mod target;
 mod threads;
+pub mod transport;
 mod turn;

@@ -19,7 +19,7 @@ pub(crate) fn spawn(
 
 /// What is behind the mutex, whatever became of others that held it: a thread that panicked ends the session, and what it left
 /// half done are figures, or is not looked at any more.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

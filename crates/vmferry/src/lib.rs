@@ -7,6 +7,7 @@
 //! | [`agent`] | owning VMs, and moving them |
 //! | [`migrate`] | carrying a handover out, on both sides |
 //! | [`content`] | what this host knows of content outside its guests |
+//! | [`pki`] | who may talk: certificates |
 //! | [`vm`] | one VM: definition, command line, process |
 //! | [`host`] | what a host can take, and what it promised |
 
@@ -16,4 +17,5 @@ pub mod cli;
 pub mod content;
 pub mod host;
 pub mod migrate;
+pub mod pki;
 pub mod vm;

@@ -11,6 +11,7 @@ use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::hello::{Hello, Lane, MigrationId, VERSIONS};
 use vmferry_core::wire::message::{Epoch, Handover, Message, Verdict};
 use vmferry_dataplane::connection::{self, Receiver, Sender};
+use vmferry_dataplane::transport::Security;
 
 fn connect(host: &Host, lane: Lane) -> (Sender, Receiver) {
     let hello = Hello {
@@ -22,7 +23,7 @@ fn connect(host: &Host, lane: Lane) -> (Sender, Receiver) {
         connection: None,
         heard: None,
     };
-    connection::connect(host.peers, &hello, Duration::ZERO).unwrap()
+    connection::connect(host.peers, &Security::Plaintext, &hello, Duration::ZERO).unwrap()
 }
 
 /// Asks about a handover that nobody knows of.

@@ -1,13 +1,12 @@
 //! The side that is connected to: greets whoever connects, and finds the connection that a peer takes up again.
 
 use super::channel::Channel;
-use super::greeting::{GREETING_LIMIT, Greeting};
+use super::greeting::Greeting;
 use super::{ConnectionError, Receiver, Sender, directions};
 use crate::threads::lock;
+use crate::transport::Link;
 use std::collections::HashMap;
-use std::net::TcpStream;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 use vmferry_core::wire::hello::{ConnectionId, Hello, HelloReply, VERSIONS, answer};
 
 /// Knows the connections that peers have opened, for as long as they are used.
@@ -22,29 +21,24 @@ impl Acceptor {
     /// given [patience](super::Handle::set_patience).
     pub fn accept(
         &self,
-        stream: TcpStream,
+        link: Link,
         host: &str,
         software: &str,
     ) -> Result<Option<(Sender, Receiver, Hello)>, ConnectionError> {
-        self.accept_within(GREETING_LIMIT, stream, host, software)
-    }
-
-    pub(super) fn accept_within(
-        &self,
-        limit: Duration,
-        stream: TcpStream,
-        host: &str,
-        software: &str,
-    ) -> Result<Option<(Sender, Receiver, Hello)>, ConnectionError> {
-        let mut greeting = Greeting::begin(stream, limit)?;
+        let mut greeting = Greeting::begin(link);
         let hello = greeting.hear()?;
+        if let Err(error) = greeting.is_who_it_says(&hello.host) {
+            let reason = error.to_string();
+            let _ = greeting.reply(HelloReply::Unwelcome { reason });
+            return Err(error);
+        }
         let mut reply = answer(&hello, VERSIONS, host, software);
         let HelloReply::Welcome { heard, .. } = &mut reply else {
             greeting.reply(reply)?;
             return Err(ConnectionError::Closed);
         };
         if let Some(theirs) = hello.heard {
-            let Some((channel, ours)) = self.take_up(hello.connection, theirs) else {
+            let Some((channel, ours)) = self.take_up(hello.connection, greeting.host(), theirs) else {
                 let reason = format!("{host} does not have this connection any more");
                 greeting.reply(HelloReply::Unwelcome { reason })?;
                 return Err(ConnectionError::Closed);
@@ -53,7 +47,7 @@ impl Acceptor {
             channel.go_on(greeting.reply(reply)?, theirs);
             return Ok(None);
         }
-        let channel = Channel::new(greeting.reply(reply)?, hello.connection.is_some(), None)?;
+        let channel = Channel::new(greeting.reply(reply)?, hello.connection.is_some(), None);
         if let Some(id) = hello.connection {
             let mut open = lock(&self.open);
             open.retain(|_, channel| channel.strong_count() > 0);
@@ -67,9 +61,12 @@ impl Acceptor {
         Ok(Some((sender, receiver, hello)))
     }
 
-    /// The connection that a peer takes up again that has so many of its frames, and how many this side has.
-    fn take_up(&self, id: Option<ConnectionId>, theirs: u64) -> Option<(Arc<Channel>, u64)> {
+    /// The connection of that host's that a peer takes up again that has so many of its frames, and how many this side has.
+    fn take_up(&self, id: Option<ConnectionId>, host: Option<&str>, theirs: u64) -> Option<(Arc<Channel>, u64)> {
         let channel = lock(&self.open).get(&id?)?.upgrade()?;
+        if channel.host() != host {
+            return None;
+        }
         let heard = channel.suspend(theirs)?;
         Some((channel, heard))
     }

@@ -1,23 +1,26 @@
 //! A connection that outlives its TCP connections: frames are numbered, those that the peer has not said to have are kept, and
 //! when a TCP connection breaks its opener makes another, over which both sides go on where the other one is.
 
-use super::{ConnectionError, greeting::Greeting};
+use super::ConnectionError;
+use super::greeting::{Greeted, Greeting};
 use crate::threads::lock;
-use std::io::{self, IoSlice, Write};
+use crate::transport::{Incoming, Limits, Outgoing, Security};
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use vmferry_core::limits::RESEND_BYTES_MAX;
-use vmferry_core::session::Unheard;
+use vmferry_core::session::{Unheard, Unsaid, WrongCount};
 use vmferry_core::wire::frame::{HEADER_BYTES, Header, Kind, Received};
 use vmferry_core::wire::hello::Hello;
 
 /// How long one attempt to connect anew may take: a packet that was lost in a broken link is not sent again before a second.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// How long the hellos of such an attempt may take.
-const GREETING_LIMIT: Duration = Duration::from_secs(3);
+const REDIAL_LIMITS: Limits = Limits {
+    connect: Duration::from_secs(1),
+    greet: Duration::from_secs(3),
+};
 /// Pause between two attempts that failed at once.
 const REDIAL_PAUSE: Duration = Duration::from_millis(250);
 
@@ -35,7 +38,7 @@ pub(super) struct Channel {
     /// The state became another one.
     changed: Condvar,
     /// The TCP connection of that generation, for whoever writes: a frame, or those that the peer does not have.
-    writing: Mutex<Option<(u64, TcpStream)>>,
+    writing: Mutex<Option<(u64, Outgoing)>>,
     unheard: Mutex<Unheard>,
     /// The peer has more of what was sent.
     room: Condvar,
@@ -48,7 +51,17 @@ pub(super) struct Channel {
     /// Whether it can be taken up again at all.
     outlives: bool,
     /// Where and how to connect anew; none at the side that is connected to.
-    dialer: Option<(SocketAddr, Hello)>,
+    dialer: Option<Dialer>,
+    /// The host that the peer's certificate names; none without TLS.
+    host: Option<String>,
+}
+
+/// Connects.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    pub(super) address: SocketAddr,
+    pub(super) security: Security,
+    pub(super) hello: Hello,
 }
 
 #[derive(Debug)]
@@ -57,7 +70,7 @@ struct State {
     generation: u64,
     /// When the present one was made.
     made: Instant,
-    link: Link,
+    wire: Wire,
     received: Received,
     /// How long a broken link is waited for.
     patience: Duration,
@@ -66,8 +79,9 @@ struct State {
 }
 
 #[derive(Debug)]
-enum Link {
-    Up(TcpStream),
+enum Wire {
+    /// The socket, and what comes in, until the reader has taken it.
+    Up(TcpStream, Option<Incoming>),
     Down {
         since: Instant,
         why: Arc<ConnectionError>,
@@ -79,31 +93,34 @@ enum Link {
 /// What [`Channel::present`] found.
 pub(super) enum Up {
     /// The TCP connection of that generation.
-    Now(u64, TcpStream),
+    Now(Reading),
     /// None at present, for this reason.
     Waits(Arc<ConnectionError>),
 }
 
+/// A TCP connection to read from.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) generation: u64,
+    pub(super) stream: TcpStream,
+    pub(super) incoming: Incoming,
+}
+
 impl Channel {
     /// Of a first TCP connection whose hellos are exchanged; `outlives` if both sides have a name for the connection.
-    pub(super) fn new(
-        stream: TcpStream,
-        outlives: bool,
-        dialer: Option<(SocketAddr, Hello)>,
-    ) -> io::Result<Arc<Channel>> {
-        let writing = stream.try_clone()?;
+    pub(super) fn new(greeted: Greeted, outlives: bool, dialer: Option<Dialer>) -> Arc<Channel> {
         let state = State {
             generation: 0,
             made: Instant::now(),
-            link: Link::Up(stream),
+            wire: Wire::Up(greeted.stream, Some(greeted.incoming)),
             received: Received::default(),
             patience: Duration::ZERO,
             silence: None,
         };
-        Ok(Arc::new(Channel {
+        Arc::new(Channel {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            writing: Mutex::new(Some((0, writing))),
+            writing: Mutex::new(Some((0, greeted.outgoing))),
             unheard: Mutex::default(),
             room: Condvar::new(),
             received: AtomicU64::new(0),
@@ -111,7 +128,13 @@ impl Channel {
             spent: Mutex::default(),
             outlives,
             dialer,
-        }))
+            host: greeted.host,
+        })
+    }
+
+    /// The host that the peer's certificate names; none without TLS.
+    pub(super) fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 
     /// How long a broken link is waited for from now on, if the connection can outlive it.
@@ -119,7 +142,7 @@ impl Channel {
         let mut state = lock(&self.state);
         if self.outlives {
             state.patience = patience;
-            if let Link::Up(stream) = &state.link {
+            if let Wire::Up(stream, _) = &state.wire {
                 bound_unacknowledged(stream);
             }
         }
@@ -131,8 +154,8 @@ impl Channel {
     pub(super) fn set_silence(&self, silence: Option<Duration>) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.silence = silence;
-        match &state.link {
-            Link::Up(stream) => stream.set_read_timeout(silence),
+        match &state.wire {
+            Wire::Up(stream, _) => stream.set_read_timeout(silence),
             _ => Ok(()),
         }
     }
@@ -157,9 +180,9 @@ impl Channel {
         if self.is_over() {
             return Err(self.why_over());
         }
-        let (sequence, frame) = lock(&self.unheard).push(kind, payload);
-        if let Some((generation, stream)) = &mut *writing
-            && let Err(error) = self.write(stream, sequence, frame.kind, &frame.payload)
+        let (sequence, frame) = self.keep(kind, payload)?;
+        if let Some((generation, outgoing)) = &mut *writing
+            && let Err(error) = self.write(outgoing, sequence, frame.kind, &frame.payload)
         {
             let generation = *generation;
             *writing = None;
@@ -168,17 +191,27 @@ impl Channel {
         Ok(())
     }
 
-    fn write(&self, stream: &mut TcpStream, sequence: u64, kind: Kind, payload: &[u8]) -> Result<(), ConnectionError> {
+    /// Numbers a frame, and keeps it if it may have to be sent again.
+    fn keep(&self, kind: Kind, payload: Vec<u8>) -> Result<(u64, Arc<Unsaid>), WrongCount> {
+        let mut unheard = lock(&self.unheard);
+        let (sequence, frame) = unheard.push(kind, payload);
+        if !self.outlives {
+            unheard.heard(sequence + 1, drop)?;
+        }
+        Ok((sequence, frame))
+    }
+
+    fn write(&self, outgoing: &mut Outgoing, sequence: u64, kind: Kind, payload: &[u8]) -> Result<(), ConnectionError> {
         let header = Header::encode(kind, sequence, self.received.load(Ordering::SeqCst), payload);
         let bytes = payload.len();
         let header = header.ok_or(ConnectionError::TooLong { kind, bytes })?;
-        Ok(write_all(stream, [&header, payload])?)
+        Ok(outgoing.write_all([&header, payload])?)
     }
 
     /// Takes a frame that came over the TCP connection of that generation; `false` if another is in use by now. Then it comes again.
     pub(super) fn accept(&self, generation: u64, header: &Header, payload: &[u8]) -> Result<bool, ConnectionError> {
         let mut state = lock(&self.state);
-        if state.generation != generation || !matches!(state.link, Link::Up(_)) {
+        if state.generation != generation || !matches!(state.wire, Wire::Up(..)) {
             return Ok(false);
         }
         state.received.accept(header, payload)?;
@@ -189,6 +222,9 @@ impl Channel {
     }
 
     fn heard(&self, count: u64) -> Result<(), ConnectionError> {
+        if !self.outlives {
+            return Ok(());
+        }
         let mut spent = lock(&self.spent);
         lock(&self.unheard).heard(count, |payload| {
             if spent.len() < SPENT_MAX {
@@ -199,34 +235,35 @@ impl Channel {
         Ok(())
     }
 
-    /// The TCP connection to read from, if there is one at present.
+    /// The TCP connection to read from, if there is one at present that the reader has not had.
     pub(super) fn present(&self) -> Result<Up, ConnectionError> {
-        let state = lock(&self.state);
-        match &state.link {
-            Link::Up(stream) => Ok(Up::Now(state.generation, stream.try_clone()?)),
-            Link::Down { why, .. } => Ok(Up::Waits(why.clone())),
-            Link::Over(_) => {
-                drop(state);
-                Err(self.why_over())
-            }
+        let mut state = lock(&self.state);
+        match state.reading()? {
+            Some(reading) => Ok(Up::Now(reading)),
+            None => match &state.wire {
+                Wire::Down { why, .. } => Ok(Up::Waits(why.clone())),
+                _ => {
+                    drop(state);
+                    Err(self.why_over())
+                }
+            },
         }
     }
 
     /// The next TCP connection to read from. Waits for it as long as there is patience; then the connection is over.
-    pub(super) fn next(&self) -> Result<(u64, TcpStream), ConnectionError> {
+    pub(super) fn next(&self) -> Result<Reading, ConnectionError> {
         let mut state = lock(&self.state);
         loop {
-            let (since, why) = match &state.link {
-                Link::Up(stream) => return Ok((state.generation, stream.try_clone()?)),
-                Link::Down { since, why } => (*since, why.clone()),
-                Link::Over(_) => {
-                    drop(state);
-                    return Err(self.why_over());
-                }
+            if let Some(reading) = state.reading()? {
+                return Ok(reading);
+            }
+            let Wire::Down { since, why } = &state.wire else {
+                drop(state);
+                return Err(self.why_over());
             };
             let left = state.patience.saturating_sub(since.elapsed());
             if left.is_zero() {
-                let after = state.patience;
+                let (after, why) = (state.patience, why.clone());
                 drop(state);
                 self.end(ConnectionError::GaveUp { after, why });
                 return Err(self.why_over());
@@ -240,7 +277,7 @@ impl Channel {
     /// connection where nothing is waited for, or the peer is at fault.
     pub(super) fn broken(self: &Arc<Self>, generation: u64, error: ConnectionError) {
         let mut state = lock(&self.state);
-        let Link::Up(stream) = &state.link else {
+        let Wire::Up(stream, _) = &state.wire else {
             return;
         };
         if state.generation != generation {
@@ -248,14 +285,14 @@ impl Channel {
         }
         close(stream);
         if state.patience.is_zero() || !error.is_of_the_link() {
-            state.link = Link::Over(Some(error));
+            state.wire = Wire::Over(Some(error));
         } else {
-            state.link = Link::Down {
+            state.wire = Wire::Down {
                 since: Instant::now(),
                 why: Arc::new(error),
             };
         }
-        let redials = matches!(state.link, Link::Down { .. }) && self.dialer.is_some();
+        let redials = matches!(state.wire, Wire::Down { .. }) && self.dialer.is_some();
         drop(state);
         self.tell();
         if redials {
@@ -287,12 +324,12 @@ impl Channel {
     /// Ends the connection, for this reason if there was none before.
     pub(super) fn end(&self, error: ConnectionError) {
         let mut state = lock(&self.state);
-        match &state.link {
-            Link::Over(_) => return,
-            Link::Up(stream) => close(stream),
-            Link::Down { .. } => {}
+        match &state.wire {
+            Wire::Over(_) => return,
+            Wire::Up(stream, _) => close(stream),
+            Wire::Down { .. } => {}
         }
-        state.link = Link::Over(Some(error));
+        state.wire = Wire::Over(Some(error));
         drop(state);
         self.tell();
     }
@@ -305,47 +342,48 @@ impl Channel {
     }
 
     fn is_over(&self) -> bool {
-        matches!(lock(&self.state).link, Link::Over(_))
+        matches!(lock(&self.state).wire, Wire::Over(_))
     }
 
     fn why_over(&self) -> ConnectionError {
-        match &mut lock(&self.state).link {
-            Link::Over(why) => why.take().unwrap_or(ConnectionError::Closed),
+        match &mut lock(&self.state).wire {
+            Wire::Over(why) => why.take().unwrap_or(ConnectionError::Closed),
             _ => ConnectionError::Closed,
         }
     }
 
     /// Tries once to connect anew. Whether that is over, with or without success.
     fn redial(self: &Arc<Self>) -> bool {
-        let Some((address, hello)) = &self.dialer else {
+        let Some(dialer) = &self.dialer else {
             return true;
         };
         let (began, heard) = (Instant::now(), self.received.load(Ordering::SeqCst));
         {
             let state = lock(&self.state);
-            match &state.link {
-                Link::Down { since, .. } if since.elapsed() < state.patience => {}
+            match &state.wire {
+                Wire::Down { since, .. } if since.elapsed() < state.patience => {}
                 // Who waits for it gives up.
                 _ => return true,
             }
         }
         let hello = Hello {
             heard: Some(heard),
-            ..hello.clone()
+            ..dialer.hello.clone()
         };
-        match Greeting::call(*address, CONNECT_LIMIT, GREETING_LIMIT, &hello) {
-            Ok((stream, heard)) => {
-                self.go_on(stream, heard);
+        match Greeting::call(dialer.address, REDIAL_LIMITS, &dialer.security, &hello) {
+            Ok((greeted, heard)) if greeted.host == self.host => {
+                self.go_on(greeted, heard);
                 true
             }
             Err(error @ ConnectionError::Unwelcome(_)) => {
                 self.end(error);
                 true
             }
-            Err(_) => {
+            // Nobody is there, or another host is.
+            _ => {
                 let state = lock(&self.state);
                 let pause = REDIAL_PAUSE.saturating_sub(began.elapsed());
-                let goes_on = |state: &mut State| matches!(state.link, Link::Down { .. });
+                let goes_on = |state: &mut State| matches!(state.wire, Wire::Down { .. });
                 drop(self.changed.wait_timeout_while(state, pause, goes_on));
                 false
             }
@@ -360,23 +398,26 @@ impl Channel {
         }
         self.suspect(Instant::now());
         let state = lock(&self.state);
-        (!matches!(state.link, Link::Over(_))).then(|| state.received.count())
+        (!matches!(state.wire, Wire::Over(_))).then(|| state.received.count())
     }
 
     /// Goes on over a new TCP connection, whose other end has so many frames.
-    pub(super) fn go_on(self: &Arc<Self>, stream: TcpStream, heard: u64) {
+    pub(super) fn go_on(self: &Arc<Self>, greeted: Greeted, heard: u64) {
+        let Greeted {
+            stream,
+            mut outgoing,
+            incoming,
+            ..
+        } = greeted;
         let mut writing = lock(&self.writing);
         if let Err(error) = self.heard(heard) {
             return self.end(error);
         }
-        let (mut for_writing, mut state) = match stream.try_clone() {
-            Ok(for_writing) => (for_writing, lock(&self.state)),
-            Err(error) => return self.end(error.into()),
-        };
-        match &state.link {
-            Link::Over(_) => return close(&stream),
-            Link::Up(before) => close(before),
-            Link::Down { .. } => {}
+        let mut state = lock(&self.state);
+        match &state.wire {
+            Wire::Over(_) => return close(&stream),
+            Wire::Up(before, _) => close(before),
+            Wire::Down { .. } => {}
         }
         bound_unacknowledged(&stream);
         if let Err(error) = stream.set_read_timeout(state.silence) {
@@ -386,20 +427,20 @@ impl Channel {
         state.generation += 1;
         state.made = Instant::now();
         let generation = state.generation;
-        state.link = Link::Up(stream);
+        state.wire = Wire::Up(stream, Some(incoming));
         drop(state);
         // The other side sends again, too: somebody has to read by now.
         self.tell();
         let again: Vec<_> = lock(&self.unheard).frames().collect();
         for (sequence, frame) in again {
             let bytes = (HEADER_BYTES + frame.payload.len()) as u64;
-            if let Err(error) = self.write(&mut for_writing, sequence, frame.kind, &frame.payload) {
+            if let Err(error) = self.write(&mut outgoing, sequence, frame.kind, &frame.payload) {
                 *writing = None;
                 return self.broken(generation, error);
             }
             self.resent.fetch_add(bytes, Ordering::Relaxed);
         }
-        *writing = Some((generation, for_writing));
+        *writing = Some((generation, outgoing));
     }
 
     /// Bytes of frames that were sent once more, over another TCP connection.
@@ -414,10 +455,27 @@ impl Channel {
 
     /// The present TCP connection, or the one before.
     pub(super) fn stream(&self) -> io::Result<TcpStream> {
-        match &lock(&self.state).link {
-            Link::Up(stream) => stream.try_clone(),
+        match &lock(&self.state).wire {
+            Wire::Up(stream, _) => stream.try_clone(),
             _ => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+}
+
+impl State {
+    /// The present TCP connection, if there is one that the reader has not had.
+    fn reading(&mut self) -> io::Result<Option<Reading>> {
+        let Wire::Up(stream, incoming) = &mut self.wire else {
+            return Ok(None);
+        };
+        let Some(incoming) = incoming.take() else {
+            return Ok(None);
+        };
+        Ok(Some(Reading {
+            generation: self.generation,
+            stream: stream.try_clone()?,
+            incoming,
+        }))
     }
 }
 
@@ -429,20 +487,4 @@ fn close(stream: &TcpStream) {
 fn bound_unacknowledged(stream: &TcpStream) {
     // A kernel that does not know of it leaves what it does without.
     let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS_MAX);
-}
-
-/// Writes both parts in as few system calls as the socket takes.
-fn write_all(stream: &mut TcpStream, parts: [&[u8]; 2]) -> io::Result<()> {
-    let mut slices = parts.map(IoSlice::new);
-    let mut rest = &mut slices[..];
-    while !rest.is_empty() {
-        match stream.write_vectored(rest) {
-            Ok(0) if rest.iter().all(|part| part.is_empty()) => break,
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut rest, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -1,49 +1,53 @@
-//! The first exchange on a TCP connection: a preface each, a hello, its answer.
+//! The first exchange over a connection of which it is known who is at the other end: a preface each, a hello, its answer.
 
 use super::ConnectionError;
+use crate::transport::{self, Incoming, Limits, Link, Outgoing, Purpose, Security};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
 use vmferry_core::wire::PREFACE;
 use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, check_preface};
 use vmferry_core::wire::hello::{Hello, HelloReply};
 
-/// How long a connection may take to be made, and how long its hellos may take, all bytes of them.
-pub(super) const GREETING_LIMIT: Duration = Duration::from_secs(10);
-
-/// A TCP connection whose hellos have to be exchanged by some moment.
+/// A connection whose hellos have to be exchanged in time.
 pub(super) struct Greeting {
-    stream: TcpStream,
-    limit: Duration,
-    ends: Instant,
+    link: Link,
+}
+
+/// A connection whose hellos are exchanged.
+pub(super) struct Greeted {
+    pub(super) stream: TcpStream,
+    pub(super) outgoing: Outgoing,
+    pub(super) incoming: Incoming,
+    /// The host that the peer's certificate names; none without TLS.
+    pub(super) host: Option<String>,
 }
 
 impl Greeting {
-    /// Of a connection that was made or accepted just now.
-    pub(super) fn begin(stream: TcpStream, limit: Duration) -> io::Result<Greeting> {
-        stream.set_nodelay(true)?;
-        // Of an answer that the peer does not read.
-        stream.set_write_timeout(Some(limit))?;
-        Ok(Greeting {
-            stream,
-            limit,
-            ends: Instant::now() + limit,
-        })
+    pub(super) fn begin(link: Link) -> Greeting {
+        Greeting { link }
+    }
+
+    /// The host that the peer's certificate names; none without TLS.
+    pub(super) fn host(&self) -> Option<&str> {
+        self.link.host()
     }
 
     /// Connects and introduces itself. The peer welcomes this connection, and says how many of its frames it has.
     pub(super) fn call(
         address: SocketAddr,
-        connect_limit: Duration,
-        limit: Duration,
+        limits: Limits,
+        security: &Security,
         hello: &Hello,
-    ) -> Result<(TcpStream, u64), ConnectionError> {
-        let mut greeting = Greeting::begin(TcpStream::connect_timeout(&address, connect_limit)?, limit)?;
-        greeting.stream.write_all(&PREFACE)?;
+    ) -> Result<(Greeted, u64), ConnectionError> {
+        let mut greeting = Greeting::begin(transport::connect(address, limits, security, Purpose::Lane)?);
+        greeting.link.write_all(&PREFACE)?;
         greeting.say(Kind::Hello, hello)?;
         greeting.read_preface()?;
         match greeting.read(Kind::HelloReply, "the answer to a hello")? {
-            HelloReply::Welcome { heard, .. } => Ok((greeting.end()?, heard)),
+            HelloReply::Welcome { host, heard, .. } => {
+                greeting.is_who_it_says(&host)?;
+                Ok((greeting.end()?, heard))
+            }
             HelloReply::Unwelcome { reason } => Err(ConnectionError::Unwelcome(reason)),
         }
     }
@@ -55,8 +59,8 @@ impl Greeting {
     }
 
     /// Answers it. If the peer is welcome the connection may be used.
-    pub(super) fn reply(mut self, reply: HelloReply) -> Result<TcpStream, ConnectionError> {
-        self.stream.write_all(&PREFACE)?;
+    pub(super) fn reply(mut self, reply: HelloReply) -> Result<Greeted, ConnectionError> {
+        self.link.write_all(&PREFACE)?;
         self.say(Kind::HelloReply, &reply)?;
         match reply {
             HelloReply::Welcome { .. } => Ok(self.end()?),
@@ -64,18 +68,41 @@ impl Greeting {
         }
     }
 
+    /// Whether the peer's certificate is that of the host that it says to be.
+    pub(super) fn is_who_it_says(&self, said: &str) -> Result<(), ConnectionError> {
+        match self.host() {
+            Some(host) if host != said => Err(ConnectionError::Pretends {
+                said: said.to_owned(),
+                host: host.to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Frames may take their time from here, in both directions.
-    fn end(self) -> io::Result<TcpStream> {
-        self.stream.set_write_timeout(None)?;
-        self.stream.set_read_timeout(None)?;
-        Ok(self.stream)
+    fn end(self) -> io::Result<Greeted> {
+        let host = self.link.host().map(str::to_owned);
+        let Link {
+            stream,
+            outgoing,
+            incoming,
+            ..
+        } = self.link;
+        stream.set_write_timeout(None)?;
+        stream.set_read_timeout(None)?;
+        Ok(Greeted {
+            stream,
+            outgoing,
+            incoming,
+            host,
+        })
     }
 
     fn say(&mut self, kind: Kind, value: &impl serde::Serialize) -> Result<(), ConnectionError> {
         let payload = serde_json::to_vec(value).map_err(io::Error::from)?;
         let bytes = payload.len();
         let header = Header::encode(kind, 0, 0, &payload).ok_or(ConnectionError::TooLong { kind, bytes })?;
-        Ok(self.stream.write_all(&[&header, &payload[..]].concat())?)
+        Ok(self.link.write_all(&[&header, &payload[..]].concat())?)
     }
 
     fn read<T: serde::de::DeserializeOwned>(&mut self, kind: Kind, wanted: &'static str) -> Result<T, ConnectionError> {
@@ -101,23 +128,11 @@ impl Greeting {
         Ok(check_preface(preface)?)
     }
 
-    /// A byte now and then would last for ever, were each waited for anew.
     fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), ConnectionError> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            let left = self.ends.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(ConnectionError::Silent(self.limit));
-            }
-            self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(&mut buffer[filled..]) {
-                Ok(0) => return Err(ConnectionError::Closed),
-                Ok(bytes) => filled += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        self.link.read_exact(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectionError::Silent(self.link.deadline.limit()),
+            io::ErrorKind::UnexpectedEof => ConnectionError::Closed,
+            _ => error.into(),
+        })
     }
 }

@@ -13,10 +13,11 @@ pub mod acceptor;
 mod channel;
 mod greeting;
 
-use self::channel::{Channel, Up};
-use self::greeting::{GREETING_LIMIT, Greeting};
+use self::channel::{Channel, Dialer, Reading, Up};
+use self::greeting::Greeting;
 use crate::arrivals::{Arrivals, Lane};
-use std::io::{self, Read};
+use crate::transport::{Limits, Security, TransportError};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +34,17 @@ pub enum ConnectionError {
     /// The network or the operating system.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// It is not known who is at the other end, or not in time.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// It says to be another host than its certificate does.
+    #[error("it says to be {said}, and its certificate is that of {host}: is that its agent's --name?")]
+    Pretends {
+        /// Who it says to be.
+        said: String,
+        /// Whose certificate it has.
+        host: String,
+    },
     /// What came is not a frame that belongs here.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -94,7 +106,7 @@ pub struct Sender {
 pub struct Receiver {
     channel: Arc<Channel>,
     _open: Arc<Open>,
-    reading: Option<(u64, TcpStream)>,
+    reading: Option<Reading>,
     payload: Vec<u8>,
     /// Reads it instead, where arrivals are counted.
     lane: Option<Lane>,
@@ -174,6 +186,11 @@ impl Sender {
         Handle(self.channel.clone())
     }
 
+    /// The host that the peer's certificate names; none without TLS.
+    pub fn host(&self) -> Option<&str> {
+        self.channel.host()
+    }
+
     /// The address of the other end.
     pub fn peer(&self) -> io::Result<SocketAddr> {
         self.channel.stream()?.peer_addr()
@@ -185,7 +202,7 @@ impl Receiver {
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), ConnectionError> {
         loop {
             let generation = match &self.reading {
-                Some((generation, _)) => *generation,
+                Some(reading) => reading.generation,
                 None => self.attach()?,
             };
             let header = match self.read() {
@@ -224,8 +241,8 @@ impl Receiver {
 
     /// Takes the present TCP connection, or waits for the next; returns its number.
     fn attach(&mut self) -> Result<u64, ConnectionError> {
-        let (generation, stream) = match self.channel.present()? {
-            Up::Now(generation, stream) => (generation, stream),
+        let reading = match self.channel.present()? {
+            Up::Now(reading) => reading,
             Up::Waits(why) => {
                 self.tell(LinkEvent::Down(why));
                 let up = self.channel.next()?;
@@ -234,10 +251,9 @@ impl Receiver {
             }
         };
         if let Some(lane) = &self.lane {
-            lane.goes_on(stream.try_clone()?);
+            lane.goes_on(reading.stream.try_clone()?);
         }
-        self.reading = Some((generation, stream));
-        Ok(generation)
+        Ok(self.reading.insert(reading).generation)
     }
 
     fn tell(&self, event: LinkEvent) {
@@ -248,14 +264,14 @@ impl Receiver {
 
     /// Reads a frame; what it carries is in `payload` then, and not checked.
     fn read(&mut self) -> Result<Header, ConnectionError> {
-        let Some((_, stream)) = &mut self.reading else {
+        let Some(Reading { stream, incoming, .. }) = &mut self.reading else {
             return Err(ConnectionError::Closed);
         };
         let mut header = [0; HEADER_BYTES];
         let silence = self.channel.silence();
         let read = match &self.lane {
-            Some(lane) => lane.read(&mut header, silence),
-            None => stream.read(&mut header),
+            Some(lane) => lane.read(incoming, &mut header, silence),
+            None => incoming.read(&mut &*stream, &mut header),
         };
         let read = read.map_err(|error| read_error(error, silence))?;
         if read == 0 {
@@ -263,8 +279,8 @@ impl Receiver {
         }
         let mut rest = |buffer: &mut [u8]| {
             let read = match &self.lane {
-                Some(lane) => lane.read_rest(buffer, silence),
-                None => stream.read_exact(buffer),
+                Some(lane) => lane.read_rest(incoming, buffer, silence),
+                None => incoming.read_exact(&mut &*stream, buffer),
             };
             read.map_err(|error| read_error(error, silence))
         };
@@ -303,10 +319,19 @@ fn directions(channel: Arc<Channel>) -> (Sender, Receiver) {
 
 /// Connects to an agent and introduces itself; the peer is known to welcome this connection afterwards. One whose hello names a
 /// connection is taken up again if its link breaks, for as long as there is `patience`.
-pub fn connect(address: SocketAddr, hello: &Hello, patience: Duration) -> Result<(Sender, Receiver), ConnectionError> {
-    let (stream, _) = Greeting::call(address, GREETING_LIMIT, GREETING_LIMIT, hello)?;
-    let dialer = Some((address, hello.clone()));
-    let channel = Channel::new(stream, hello.connection.is_some(), dialer)?;
+pub fn connect(
+    address: SocketAddr,
+    security: &Security,
+    hello: &Hello,
+    patience: Duration,
+) -> Result<(Sender, Receiver), ConnectionError> {
+    let (greeted, _) = Greeting::call(address, Limits::default(), security, hello)?;
+    let dialer = Dialer {
+        address,
+        security: security.clone(),
+        hello: hello.clone(),
+    };
+    let channel = Channel::new(greeted, hello.connection.is_some(), Some(dialer));
     channel.set_patience(patience);
     Ok(directions(channel))
 }

@@ -21,6 +21,7 @@ use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::hello::{Hello, Lane, MigrationId, VERSIONS};
 use vmferry_dataplane::connection::acceptor::Acceptor;
 use vmferry_dataplane::connection::{self, ConnectionError, Receiver, Sender};
+use vmferry_dataplane::transport::{self, Security};
 use vmferry_dataplane::{source, target};
 
 /// Far longer than anything here takes; a test that hangs fails with it.
@@ -52,12 +53,12 @@ fn lane(index: u16, mut spoil: impl FnMut(&mut [u8]) + Send + 'static) -> [(Send
         forward(from, to, &mut spoil);
     });
     let accepted = thread::spawn(move || {
-        Acceptor::default()
-            .accept(back.accept().unwrap().0, "b", "test")
-            .unwrap()
+        let link = transport::accept(back.accept().unwrap().0, &Security::Plaintext).unwrap();
+        Acceptor::default().accept(link, "b", "test").unwrap()
     });
     let connected = connection::connect(
         front_address,
+        &Security::Plaintext,
         &hello(Lane::Data {
             migration: MigrationId(1),
             index,
@@ -581,8 +582,8 @@ fn a_stranger_is_recognised_by_its_first_bytes() {
         let _ = stranger.read_to_end(&mut answer);
         answer
     });
-    let accepted = Acceptor::default().accept(listener.accept().unwrap().0, "b", "test");
-    let error = accepted.unwrap_err();
+    let link = transport::accept(listener.accept().unwrap().0, &Security::Plaintext).unwrap();
+    let error = Acceptor::default().accept(link, "b", "test").unwrap_err();
     assert!(matches!(error, ConnectionError::Frame(_)), "{error}");
     assert!(stranger.join().unwrap().is_empty());
 }

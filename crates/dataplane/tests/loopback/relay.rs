@@ -11,6 +11,7 @@ use std::time::Duration;
 use vmferry_core::wire::hello::{ConnectionId, Hello, Lane, VERSIONS};
 use vmferry_dataplane::connection::acceptor::Acceptor;
 use vmferry_dataplane::connection::{self, ConnectionError, Receiver, Sender};
+use vmferry_dataplane::transport::{self, Security};
 
 /// Forwards what connects to it to an acceptor.
 pub(super) struct Relay {
@@ -46,7 +47,10 @@ impl Relay {
             for stream in back.incoming() {
                 let (acceptor, give) = (acceptor.clone(), give.clone());
                 thread::spawn(move || {
-                    if let Ok(Some((sender, receiver, hello))) = acceptor.accept(stream.unwrap(), "b", "test") {
+                    let Ok(link) = transport::accept(stream.unwrap(), &Security::Plaintext) else {
+                        return;
+                    };
+                    if let Ok(Some((sender, receiver, hello))) = acceptor.accept(link, "b", "test") {
                         // Fails when the test is over.
                         let _ = give.send((sender, receiver, hello));
                     }
@@ -91,7 +95,7 @@ impl Relay {
 
     /// Connects through it.
     pub(super) fn dial(&self, hello: &Hello, patience: Duration) -> Result<(Sender, Receiver), ConnectionError> {
-        connection::connect(self.front, hello, patience)
+        connection::connect(self.front, &Security::Plaintext, hello, patience)
     }
 
     /// A connection through it: the end that opened it, and the other.

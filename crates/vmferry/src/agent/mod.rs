@@ -26,7 +26,7 @@ use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, syn
 
 use anyhow::Context;
 pub use error::AgentError;
-pub use settings::{Config, Settings, default_socket};
+pub use settings::{Config, Settings, default_socket, default_state_dir};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -38,11 +38,13 @@ use crate::{
     content::{self, KnownContent},
     host::{Probes, QemuFacts, capability},
     migrate::{self, peers::Peers},
+    pki::{self, Folder, Identity},
 };
 use events::EventBus;
 use journal::Journal;
 use migrations::Migrations;
 use registry::Registry;
+use vmferry_dataplane::transport::Security;
 
 /// One host's agent.
 #[derive(Debug)]
@@ -65,6 +67,8 @@ pub struct Agent {
     pub qemu: QemuFacts,
     /// What that QEMU answered when it was asked.
     pub probes: Probes,
+    /// What this host shows to other agents, and whom it believes.
+    pub identity: Identity,
     /// What is under way between here and other agents.
     pub peers: Peers,
     /// Becomes true when the agent ends.
@@ -107,8 +111,10 @@ impl Agent {
 pub async fn serve(settings: Settings) -> anyhow::Result<()> {
     // First, so that a signal during the start is not lost.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let config = settings.resolve().context("cannot make paths absolute")?;
+    let is_named = settings.name.is_some();
+    let mut config = settings.resolve().context("cannot make paths absolute")?;
     make_private_dir(&config.state_dir)?;
+    let identity = identity(&mut config, is_named)?;
     let (journal, ledger) = Journal::open(&config.state_dir)?;
     let probes = Probes::new(config.qemu.clone());
     let qemu = probes.qemu().await?;
@@ -130,6 +136,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         migrations: Migrations::default(),
         qemu,
         probes,
+        identity,
         peers: Peers::default(),
         shutdown: latest::Sender::new(false),
         config,
@@ -139,6 +146,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
     }
     tokio::spawn(migrate::peers::serve(agent.clone(), listener));
     tokio::spawn(content::keep(agent.clone()));
+    tokio::spawn(pki::upkeep::keep(agent.clone()));
 
     // Whoever started the agent waits for this line.
     println!(
@@ -161,6 +169,32 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         .context("the API broke")?;
     let _ = fs::remove_file(&agent.config.socket);
     Ok(())
+}
+
+/// What this host shows to others; with a certificate, the host is called as that says.
+fn identity(config: &mut Config, is_named: bool) -> anyhow::Result<Identity> {
+    if config.insecure_plaintext {
+        tracing::warn!(
+            "--insecure-plaintext: everything that guests hold in memory crosses the network for anyone to read and to change, \
+             and anyone who reaches {} can start, take and destroy VMs here. For measurements only",
+            config.listen
+        );
+        return Ok(Identity::none());
+    }
+    let identity = Identity::open(Folder::new(&config.state_dir))?;
+    if let Security::Tls(tls) = identity.security() {
+        if !is_named {
+            config.name = tls.host().to_owned();
+        }
+        anyhow::ensure!(
+            config.name == tls.host(),
+            "this host is to be called {}, and its certificate is for {}: leave --name out, or have the host join as {}",
+            config.name,
+            tls.host(),
+            config.name
+        );
+    }
+    Ok(identity)
 }
 
 /// Binds the API's socket; one that an agent left behind is replaced, one that an agent listens on is not.

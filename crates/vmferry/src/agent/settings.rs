@@ -72,6 +72,10 @@ pub struct Settings {
     /// The key of that memory, 32 random bytes; made where it is absent [default: content.key in the state directory].
     #[arg(long, value_name = "PATH")]
     pub kept_memory_key: Option<PathBuf>,
+    /// Talk to other agents without encryption, and believe whoever connects. For measurements, on a network of their own:
+    /// without it an agent needs a certificate, which `vmferry pki init` or `vmferry pki join` makes.
+    #[arg(long)]
+    pub insecure_plaintext: bool,
 }
 
 /// Settings with every default filled in, and paths absolute: QEMU changes its working directory.
@@ -103,6 +107,13 @@ pub struct Config {
     pub kept_memory: ByteSize,
     /// The key of that memory.
     pub kept_memory_key: PathBuf,
+    /// Whether other agents are talked to without encryption.
+    pub insecure_plaintext: bool,
+}
+
+/// The state directory where none is named.
+pub fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/vmferry")
 }
 
 /// The API's socket where none is named.
@@ -141,6 +152,7 @@ impl Settings {
             index_memory: self.index_memory.or(other.index_memory),
             kept_memory: self.kept_memory.or(other.kept_memory),
             kept_memory_key: self.kept_memory_key.or(other.kept_memory_key),
+            insecure_plaintext: self.insecure_plaintext || other.insecure_plaintext,
         }
     }
 
@@ -151,7 +163,7 @@ impl Settings {
     pub fn resolve(self) -> io::Result<Config> {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let qemu = self.qemu.unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
-        let state_dir = std::path::absolute(self.state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/vmferry")))?;
+        let state_dir = std::path::absolute(self.state_dir.unwrap_or_else(default_state_dir))?;
         let is_looked_up_in_path = qemu.components().count() == 1;
         Ok(Config {
             listen: self
@@ -178,6 +190,7 @@ impl Settings {
             kept_memory_key: std::path::absolute(
                 self.kept_memory_key.unwrap_or_else(|| state_dir.join("content.key")),
             )?,
+            insecure_plaintext: self.insecure_plaintext,
             state_dir,
         })
     }

@@ -11,7 +11,7 @@ use vmferry_core::{
     wire::hello::MigrationId,
 };
 
-use crate::api::types::PORT_DEFAULT;
+use crate::api::types::with_port;
 
 pub use crate::api::report::{
     Coding, ContentReport, CpuSeconds, Outcome, Report, RoundReport, StageTime, Verification,
@@ -134,17 +134,9 @@ impl MigrateRequest {
         }
     }
 
-    /// The target as `HOST:PORT`. IPv6 addresses are written in brackets when a port follows, and may be bare otherwise.
+    /// The target as `HOST:PORT`.
     pub fn address(&self) -> String {
-        let to = self.to.trim();
-        if let Ok(bare) = to.parse::<std::net::Ipv6Addr>() {
-            return format!("[{bare}]:{PORT_DEFAULT}");
-        }
-        let after_host = to.rsplit(']').next().unwrap_or(to);
-        match after_host.contains(':') {
-            true => to.to_owned(),
-            false => format!("{to}:{PORT_DEFAULT}"),
-        }
+        with_port(&self.to)
     }
 
     /// The coders that the data plane may choose from: one where it is fixed.

@@ -9,6 +9,19 @@ use crate::api::migration::Outcome;
 /// The TCP port agents listen on for one another when none is named.
 pub const PORT_DEFAULT: u16 = 7464;
 
+/// An agent's address as `HOST:PORT`. IPv6 addresses are written in brackets when a port follows, and may be bare otherwise.
+pub fn with_port(address: &str) -> String {
+    let address = address.trim();
+    if let Ok(bare) = address.parse::<std::net::Ipv6Addr>() {
+        return format!("[{bare}]:{PORT_DEFAULT}");
+    }
+    let after_host = address.rsplit(']').next().unwrap_or(address);
+    match after_host.contains(':') {
+        true => address.to_owned(),
+        false => format!("{address}:{PORT_DEFAULT}"),
+    }
+}
+
 /// One agent and the host it runs on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HostView {

@@ -92,6 +92,9 @@ pub enum Failure {
     /// This machine got in the way.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// A certificate could not be made, or got, or revoked.
+    #[error("{0:#}")]
+    Pki(anyhow::Error),
     /// The agent could not start.
     #[error("the agent cannot start: {0:#}")]
     Start(anyhow::Error),
@@ -103,7 +106,7 @@ impl Failure {
         match self {
             Failure::Unreachable { .. } | Failure::Lost(_) => Exit::AgentUnreachable,
             Failure::Usage(_) => Exit::Usage,
-            Failure::Io(_) | Failure::Start(_) => Exit::Failed,
+            Failure::Io(_) | Failure::Start(_) | Failure::Pki(_) => Exit::Failed,
             Failure::Agent(error) => match error.code {
                 ErrorCode::BadRequest | ErrorCode::BadDefinition => Exit::Usage,
                 ErrorCode::UnknownVm => Exit::UnknownVm,

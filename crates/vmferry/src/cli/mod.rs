@@ -1,10 +1,11 @@
-//! The command line. Except for `agent`, every command is a client of the agent's API.
+//! The command line. Except for `agent` and `pki`, every command is a client of the agent's API.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`commands`] | what each short command does |
 //! | [`migrate`] | `vmferry migrate`: the request, the live view, Ctrl-C |
 //! | [`progress`], [`report`], [`table`] | what people see of a migration |
+//! | [`pki`] | `vmferry pki` |
 //! | [`client`] | HTTP over the agent's unix socket |
 //! | [`exit`] | exit codes |
 //! | [`output`] | standard output |
@@ -15,6 +16,7 @@ pub mod commands;
 pub mod exit;
 pub mod migrate;
 pub mod output;
+pub mod pki;
 pub mod progress;
 pub mod report;
 pub mod table;
@@ -51,6 +53,8 @@ pub enum Command {
     /// Its guests run on when it ends; it finds them again when it is started anew. Its log goes to standard error,
     /// filtered by the variable RUST_LOG.
     Agent(AgentArgs),
+    /// Who may talk: make a cluster, have hosts join, renew and revoke their certificates.
+    Pki(pki::PkiArgs),
     /// Start a VM from its definition, or start one anew that has stopped.
     Run {
         /// The definition, TOML.
@@ -126,6 +130,10 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             agent::serve(settings).await.map_err(Failure::Start)?;
             Ok(Exit::Ok)
         }
+        Command::Pki(args) => match tokio::task::spawn_blocking(move || pki::pki(json, args)).await {
+            Ok(done) => done,
+            Err(panic) => Err(Failure::Pki(panic.into())),
+        },
         Command::Run { definition } => commands::run(&client(socket), json, &definition).await,
         Command::Ps => commands::ps(&client(socket), json).await,
         Command::Index { wait } => commands::index(&client(socket), json, wait).await,
@@ -169,6 +177,12 @@ mod tests {
             "vmferry run web.toml",
             "vmferry cancel web",
             "vmferry events",
+            "vmferry pki init --name a --address a.example.org --state-dir /d",
+            "vmferry pki invite b",
+            "vmferry pki join --token-file - --port 7464",
+            "vmferry pki rotate",
+            "vmferry pki revoke b",
+            "vmferry pki status --json",
             "vmferry stop web --force",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
@@ -177,6 +191,7 @@ mod tests {
             "vmferry",
             "vmferry migrate web",
             "vmferry run",
+            "vmferry pki join vmferry-join/1/b/a/a:7464/00/00",
             "vmferry agent --memory-limit much",
         ] {
             assert!(parse(line).is_err(), "{line}");

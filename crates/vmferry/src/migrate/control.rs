@@ -55,6 +55,7 @@ pub(super) struct Control {
     pub(super) heard: inbox::Receiver<Heard>,
     mouth: Mouth,
     peer: SocketAddr,
+    host: Option<String>,
 }
 
 /// Says things on a control lane from anywhere.
@@ -109,6 +110,7 @@ impl Control {
         let connection = sender.handle();
         connection.set_silence(Some(PEER_SILENCE))?;
         let peer = sender.peer()?;
+        let host = sender.host().map(str::to_owned);
         let (to_driver, heard) = inbox::channel(INBOX);
         let link = to_driver.clone();
         // Fails when the driver has ended.
@@ -130,7 +132,12 @@ impl Control {
                 let _ = lost.try_send(Heard::Lost(error));
             }
         })?;
-        Ok(Control { heard, mouth, peer })
+        Ok(Control {
+            heard,
+            mouth,
+            peer,
+            host,
+        })
     }
 
     /// From now on a link that breaks is waited for so long, and the lane goes on over the next TCP connection. A link that is
@@ -151,6 +158,11 @@ impl Control {
     /// The address of the other end.
     pub(super) fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// The host that the certificate of the other end names; none without TLS.
+    pub(super) fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 }
 
@@ -218,6 +230,7 @@ mod tests {
     use std::net::TcpListener;
     use vmferry_core::wire::hello::{Hello, Lane, VERSIONS};
     use vmferry_dataplane::connection::{self, acceptor::Acceptor};
+    use vmferry_dataplane::transport::{self, Security};
 
     /// A control lane, and the other end of its connection.
     fn lane() -> (Control, (Sender, Receiver)) {
@@ -233,9 +246,10 @@ mod tests {
                 connection: None,
                 heard: None,
             };
-            connection::connect(address, &hello, Duration::ZERO).unwrap()
+            connection::connect(address, &Security::Plaintext, &hello, Duration::ZERO).unwrap()
         });
-        let accepted = Acceptor::default().accept(listener.accept().unwrap().0, "b", "test");
+        let link = transport::accept(listener.accept().unwrap().0, &Security::Plaintext).unwrap();
+        let accepted = Acceptor::default().accept(link, "b", "test");
         let Ok(Some((sender, receiver, _))) = accepted else {
             panic!("{accepted:?}")
         };

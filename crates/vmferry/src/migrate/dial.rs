@@ -1,5 +1,6 @@
 //! Reaching a peer's agent.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use vmferry_core::limits::HEARTBEAT;
@@ -25,23 +26,41 @@ pub(super) async fn reach(agent: &Agent, address: &str) -> Control {
 pub(super) async fn dial(agent: &Agent, address: &str, patience: Duration) -> Result<(Control, Duration), String> {
     let addresses = tokio::net::lookup_host(address).await;
     let mut addresses = addresses.map_err(|error| format!("{address} is not a host that can be reached: {error}"))?;
+    let name = name_in(address);
     let address = addresses.next().ok_or_else(|| format!("{address} has no address"))?;
-    let hello = hello(agent, Lane::Control)?;
+    let (security, hello) = (agent.identity.security(), hello(agent, Lane::Control)?);
     let connected = tokio::task::spawn_blocking(move || {
         let before = Instant::now();
-        let (sender, receiver) = connection::connect(address, &hello, patience)?;
+        let (sender, receiver) = connection::connect(address, &security, &hello, patience)?;
         // Connecting and the hellos are two round trips and some work.
         let round_trip = before.elapsed() / 2;
         let control = Control::start(sender, receiver)?;
         control.wait_for_link(patience);
         Ok::<_, connection::ConnectionError>((control, round_trip))
     });
-    match connected.await {
-        Ok(connected) => connected.map_err(|error| {
-            format!("can't reach an agent at {address}: {error}. Is `vmferry agent` running there, and its port open?")
-        }),
-        Err(panic) => Err(panic.to_string()),
+    let connected = connected.await.map_err(|panic| panic.to_string())?;
+    let (control, round_trip) = connected.map_err(|error| {
+        format!("can't reach an agent at {address}: {error}. Is `vmferry agent` running there, and its port open?")
+    })?;
+    match (name, control.host()) {
+        (Some(name), Some(host)) if !is_called(host, &name) => Err(format!(
+            "{name} ({address}) has the certificate of {host}: if that is the host that was meant, call it so"
+        )),
+        _ => Ok((control, round_trip)),
     }
+}
+
+/// The host's name in an address; none if it is a number.
+fn name_in(address: &str) -> Option<String> {
+    let (host, _port) = address.rsplit_once(':')?;
+    let is_number = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    (!is_number).then(|| host.trim_end_matches('.').to_ascii_lowercase())
+}
+
+/// Whether the host of a certificate may be called so: by its name, with or without a domain behind it.
+fn is_called(host: &str, name: &str) -> bool {
+    name.strip_prefix(host)
+        .is_some_and(|domain| domain.is_empty() || domain.starts_with('.'))
 }
 
 /// How this agent introduces itself on a connection that can be taken up again.
@@ -56,4 +75,18 @@ pub(super) fn hello(agent: &Agent, lane: Lane) -> Result<Hello, String> {
         connection: Some(ConnectionId(u128::from_ne_bytes(random()?))),
         heard: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_called_by_its_name_and_reached_by_number() {
+        assert_eq!(name_in("10.0.0.1:7464"), None);
+        assert_eq!(name_in("[fd00::1]:7464"), None);
+        let name = name_in("Host-B.example.org.:7464").unwrap();
+        assert!(is_called("host-b", &name) && is_called("host-b.example.org", &name));
+        assert!(!is_called("host", &name) && !is_called("host-b.example", "host-b"));
+    }
 }

@@ -1,8 +1,8 @@
 //! The port on which agents reach one another: greets whoever connects, hands data lanes to their migration, and answers
 //! or takes in what a control lane asks for.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,18 +12,21 @@ use tokio::sync::mpsc::{Receiver as Inbox, Sender as Outbox, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use vmferry_core::handover;
 use vmferry_core::limits::{INCOMING_MAX, LANES_MAX, PEER_SILENCE, UNCLAIMED_LANES_MAX};
-use vmferry_core::wire::hello::{Lane, MigrationId};
+use vmferry_core::wire::hello::{Hello, Lane, MigrationId};
 use vmferry_core::wire::message::{Message, Verdict};
 use vmferry_dataplane::connection::acceptor::Acceptor;
 use vmferry_dataplane::connection::{Receiver, Sender};
+use vmferry_dataplane::transport::{self, Purpose};
 
 use super::control::{Control, Heard};
 use super::dial::dial;
 use super::{SOFTWARE, target};
 use crate::agent::Agent;
 use crate::host::Reservations;
+use crate::pki;
 
-/// Connections whose hello has not come; more are turned away until some have greeted or given up.
+/// Connections of which it is not clear yet who is there and for what. For one more, the one that has taken longest is closed:
+/// an agent greets within milliseconds, and who opens connections only to hold them must not keep agents out.
 const GREETING_MAX: usize = 64;
 
 /// Control lanes that wait for a handover to go on with. A source has one at a time.
@@ -46,7 +49,7 @@ pub struct Peers {
     /// Connections that peers opened, for when they take them up again.
     acceptor: Acceptor,
     /// Where the data lanes of a migration to this host go.
-    lanes: Mutex<BTreeMap<MigrationId, Outbox<DataLane>>>,
+    lanes: Mutex<BTreeMap<MigrationId, Expected>>,
     /// The handovers away from here: what a target that asks is answered.
     sources: Mutex<BTreeMap<MigrationId, watch::Receiver<Verdict>>>,
     /// The handovers to this host: where a control lane goes on which a source goes on with one.
@@ -54,6 +57,14 @@ pub struct Peers {
     reservations: Mutex<Reservations>,
     /// For control lanes on which a migration is yet to begin or to go on.
     unclaimed: Arc<Semaphore>,
+}
+
+/// Data lanes that are expected.
+#[derive(Debug)]
+struct Expected {
+    /// The host that they have to come from, which offered the VM; none without TLS.
+    host: Option<String>,
+    outbox: Outbox<DataLane>,
 }
 
 impl Default for Peers {
@@ -94,10 +105,10 @@ impl Peers {
     }
 
     /// Expects data lanes; says why not, if they are expected already or too many are.
-    fn expect_lanes(&self, migration: MigrationId) -> Result<Inbox<DataLane>, String> {
+    fn expect_lanes(&self, migration: MigrationId, host: Option<&str>) -> Result<Inbox<DataLane>, String> {
         let (outbox, inbox) = channel(LANES_MAX);
         let mut lanes = lock(&self.lanes);
-        lanes.retain(|_, outbox| !outbox.is_closed());
+        lanes.retain(|_, expected| !expected.outbox.is_closed());
         if lanes.contains_key(&migration) {
             return Err("this migration is under way here already".to_owned());
         }
@@ -106,16 +117,28 @@ impl Peers {
                 "{INCOMING_MAX} migrations are under way to this host: try again later"
             ));
         }
-        lanes.insert(migration, outbox);
+        let host = host.map(str::to_owned);
+        lanes.insert(migration, Expected { host, outbox });
         Ok(inbox)
     }
 
     fn deliver_lane(&self, migration: MigrationId, lane: DataLane) -> Result<(), &'static str> {
-        let outbox = lock(&self.lanes)
+        let lanes = lock(&self.lanes);
+        let expected = lanes.get(&migration).ok_or("no such migration is expected")?;
+        if expected.host.as_deref() != lane.sender.host() {
+            return Err("its migration is another host's");
+        }
+        expected
+            .outbox
+            .try_send(lane)
+            .map_err(|_| "its migration takes no more lanes")
+    }
+
+    /// Whether a migration to this host is known to be another host's than the one that speaks of it.
+    fn is_of_another(&self, migration: MigrationId, host: Option<&str>) -> bool {
+        lock(&self.lanes)
             .get(&migration)
-            .cloned()
-            .ok_or("no such migration is expected")?;
-        outbox.try_send(lane).map_err(|_| "its migration takes no more lanes")
+            .is_some_and(|expected| expected.host.as_deref() != host)
     }
 
     /// The verdict on a handover away from here that is under way.
@@ -144,7 +167,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Serves the port until the agent ends.
 pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
-    let greeting = Arc::new(Semaphore::new(GREETING_MAX));
+    let greetings = Arc::new(Greetings::default());
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -155,42 +178,75 @@ pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(permit) = greeting.clone().try_acquire_owned() else {
-            tracing::warn!(%from, "turned away: too many connections that have not said what they are for");
-            continue;
-        };
-        let agent = agent.clone();
+        let (agent, greetings) = (agent.clone(), greetings.clone());
         tokio::spawn(async move {
             let stream = stream
                 .into_std()
                 .and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
-            let acceptor = agent.clone();
+            let for_greeting = agent.clone();
             let greeted = tokio::task::spawn_blocking(move || {
-                let (peers, name) = (&acceptor.peers, &acceptor.config.name);
-                let accepted = peers.acceptor.accept(stream?, name, SOFTWARE);
-                accepted.map_err(std::io::Error::other)
+                let stream = stream?;
+                let _counted = greetings.enter(&stream)?;
+                greet(&for_greeting, stream)
             });
-            let greeted = greeted.await;
-            drop(permit);
-            match greeted {
-                Ok(Ok(Some((sender, receiver, hello)))) => {
-                    greeted_by(agent, from, sender, receiver, hello).await;
-                }
-                Ok(Ok(None)) => tracing::info!(%from, "a connection goes on after its link broke"),
-                Ok(Err(error)) => tracing::info!(%from, %error, "not a peer"),
+            match greeted.await {
+                Ok(Ok(Some((sender, receiver, hello)))) => greeted_by(agent, from, sender, receiver, hello).await,
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => tracing::info!(%from, error = format!("{error:#}"), "not a peer"),
                 Err(panic) => tracing::error!(%from, %panic, "greeting a peer"),
             }
         });
     }
 }
 
-async fn greeted_by(
-    agent: Arc<Agent>,
-    from: SocketAddr,
-    sender: Sender,
-    receiver: Receiver,
-    hello: vmferry_core::wire::hello::Hello,
-) {
+/// Learns who has connected. Gives the connection if it is a new lane; one that is taken up again goes on, and what else may be asked
+/// for is answered here.
+fn greet(agent: &Agent, stream: TcpStream) -> anyhow::Result<Option<(Sender, Receiver, Hello)>> {
+    let link = transport::accept(stream, &agent.identity.security())?;
+    match (link.purpose(), agent.identity.folder()) {
+        (Purpose::Lane, _) => Ok(agent.peers.acceptor.accept(link, &agent.config.name, SOFTWARE)?),
+        (_, Some(folder)) => pki::service::answer(folder, link).map(|()| None),
+        (_, None) => Ok(None),
+    }
+}
+
+/// The connections of which it is not clear yet who is there.
+#[derive(Debug, Default)]
+struct Greetings {
+    /// In the order in which they came, each with its number.
+    open: Mutex<VecDeque<(u64, TcpStream)>>,
+}
+
+/// One of them, for as long as it lives.
+struct Greeting<'a> {
+    all: &'a Greetings,
+    number: u64,
+}
+
+impl Greetings {
+    fn enter(&self, stream: &TcpStream) -> std::io::Result<Greeting<'_>> {
+        let stream = stream.try_clone()?;
+        let mut open = lock(&self.open);
+        if open.len() >= GREETING_MAX
+            && let Some((_, longest)) = open.pop_front()
+        {
+            tracing::warn!("{GREETING_MAX} connections have not said who they are: the longest is closed for one more");
+            // An error says that it is closed already.
+            let _ = longest.shutdown(Shutdown::Both);
+        }
+        let number = open.back().map_or(0, |(number, _)| number + 1);
+        open.push_back((number, stream));
+        Ok(Greeting { all: self, number })
+    }
+}
+
+impl Drop for Greeting<'_> {
+    fn drop(&mut self) {
+        lock(&self.all.open).retain(|(number, _)| *number != self.number);
+    }
+}
+
+async fn greeted_by(agent: Arc<Agent>, from: SocketAddr, sender: Sender, receiver: Receiver, hello: Hello) {
     match hello.lane {
         Lane::Data { migration, index } => {
             if let Err(why) = agent.peers.deliver_lane(
@@ -230,7 +286,7 @@ async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr
                 transfer,
                 offer,
             } => {
-                let lanes = match agent.peers.expect_lanes(handover.migration) {
+                let lanes = match agent.peers.expect_lanes(handover.migration, control.host()) {
                     Ok(lanes) => lanes,
                     Err(reason) => {
                         let reasons = vec![reason];
@@ -242,6 +298,9 @@ async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr
             }
             Message::Commit { ref handover } | Message::Abort { ref handover, .. } => {
                 let migration = handover.migration;
+                if agent.peers.is_of_another(migration, control.host()) {
+                    return tracing::warn!(%peer, "a host speaks of another's migration: its control lane is closed");
+                }
                 match agent.peers.attach(migration, control, message) {
                     None => return,
                     Some((back, message)) => {
@@ -283,7 +342,7 @@ mod tests {
     #[test]
     fn no_more_migrations_are_expected_than_a_host_can_take() {
         let peers = Peers::default();
-        let expect = |number| peers.expect_lanes(MigrationId(number));
+        let expect = |number| peers.expect_lanes(MigrationId(number), None);
         let mut expected: Vec<_> = (0..INCOMING_MAX as u128)
             .map(|number| expect(number).unwrap())
             .collect();
@@ -291,5 +350,23 @@ mod tests {
         assert!(expect(1 << 100).unwrap_err().contains("try again later"));
         expected.pop();
         assert!(expect(1 << 100).is_ok(), "one is over");
+    }
+
+    #[test]
+    fn who_holds_connections_does_not_keep_others_out() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let meet = || (TcpStream::connect(address).unwrap(), listener.accept().unwrap().0);
+        let greetings = Greetings::default();
+        let mut held: Vec<_> = (0..GREETING_MAX).map(|_| meet()).collect();
+        let mut entered: Vec<_> = held.iter().map(|(_, here)| greetings.enter(here).unwrap()).collect();
+        let (_peer, late) = meet();
+        let _late = greetings.enter(&late).unwrap();
+        // Closed for it: the first one, and no other.
+        assert_eq!(std::io::Read::read(&mut held[0].0, &mut [0]).unwrap(), 0);
+        held[1].0.set_nonblocking(true).unwrap();
+        assert!(std::io::Read::read(&mut held[1].0, &mut [0]).is_err());
+        entered.clear();
+        assert_eq!(lock(&greetings.open).len(), 1);
     }
 }

@@ -558,9 +558,15 @@ impl<'a> Driver<'a> {
             )?;
             let peer: SocketAddr = self.session.control.peer();
             let patience = Duration::from_millis(self.session.transfer.link_patience_ms);
-            let connected = tokio::task::spawn_blocking(move || connection::connect(peer, &hello, patience)).await;
+            let security = self.agent.identity.security();
+            let connect = move || connection::connect(peer, &security, &hello, patience);
+            let connected = tokio::task::spawn_blocking(connect).await;
             let lane = connected.map_err(|panic| panic.to_string())?;
-            lanes.push(lane.map_err(|error| format!("lane {index}: {error}"))?);
+            let lane = lane.map_err(|error| format!("lane {index}: {error}"))?;
+            if lane.0.host() != self.session.control.host() {
+                return Err(format!("lane {index} reaches another host than the control lane does"));
+            }
+            lanes.push(lane);
         }
         let path = self.vm.folder.migration();
         let listener = bind(&path).map_err(|error| format!("can't listen on {}: {error}", path.display()))?;

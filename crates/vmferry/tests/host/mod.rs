@@ -79,7 +79,15 @@ impl Host {
     fn agent_command(&self, socket: &Path) -> Command {
         let mut command = Command::new(VMFERRY);
         command
-            .args(["agent", "--listen", "127.0.0.1:0", "--name", "host-a", "--state-dir"])
+            .args([
+                "agent",
+                "--insecure-plaintext",
+                "--listen",
+                "127.0.0.1:0",
+                "--name",
+                "host-a",
+                "--state-dir",
+            ])
             .arg(self.folder.path())
             .arg("--socket")
             .arg(socket)
