@@ -1,5 +1,5 @@
-//! What connections run over: TLS 1.3 in which both hosts show a certificate of their cluster, or plain TCP where somebody
-//! wants to measure what that costs.
+//! What connections run over: TLS 1.3 in which both hosts show a certificate of their cluster, or plain TCP where
+//! somebody wants to measure what that costs.
 //!
 //! | module | what |
 //! |---|---|
@@ -30,8 +30,8 @@ pub(crate) use halves::{Incoming, Outgoing};
 use rustls::ClientConfig;
 pub use tls::{Credentials, Tls, host_of, provider};
 
-/// How long a connection may take to be made, and how long everything may take until it is clear who is there and for what,
-/// all bytes of it.
+/// How long a connection may take to be made, and how long everything may take until it is clear who is there and for
+/// what, all bytes of it.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether connections are encrypted, and with what.
@@ -130,7 +130,8 @@ impl Write for Hurried<'_> {
     }
 }
 
-/// A connection of which it is known who is at the other end. What is said over it first has to be said by a deadline, too.
+/// A connection of which it is known who is at the other end. What is said over it first has to be said by a deadline,
+/// too.
 pub struct Link {
     pub(crate) stream: TcpStream,
     pub(crate) outgoing: Outgoing,
