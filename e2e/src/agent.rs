@@ -14,9 +14,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::net::{Host, Lab};
+use crate::pki;
 
 /// The port that agents listen on for each other.
 pub const PORT: u16 = 7464;
+/// The option with which an agent talks to others without encryption.
+pub const IN_THE_CLEAR: &str = "--insecure-plaintext";
 const READY_MAX: Duration = Duration::from_secs(20);
 
 /// Builds vmferry as its users do (release) or quickly (debug) and returns its path.
@@ -62,13 +65,17 @@ impl<'lab> Agent<'lab> {
         Self::start_with(lab, host, vmferry, &[])
     }
 
-    /// Starts an agent on `host` with further `options` and waits until it serves.
+    /// Starts an agent on `host` with further `options` and waits until it serves. Unless it is to talk in the clear, the host
+    /// gets a certificate first, if it has none.
     ///
     /// # Errors
     /// When it does not; what it said is in the error.
     pub fn start_with(lab: &'lab Lab, host: Host, vmferry: &Path, options: &[&str]) -> Result<Self> {
-        let folder = lab.folder().join(host.name());
+        let folder = pki::state_dir(lab, host);
         fs::create_dir_all(&folder)?;
+        if !options.contains(&IN_THE_CLEAR) {
+            pki::certify(lab, host, vmferry)?;
+        }
         let mut agent = Self {
             lab,
             host,
@@ -115,14 +122,22 @@ impl<'lab> Agent<'lab> {
         Ok(())
     }
 
-    /// Starts the agent again as on a host where none was before: all that it kept is gone. It must have no guest.
+    /// Starts the agent again as on a host where none was before: all that it kept is gone but its certificate. It must have no
+    /// guest.
     ///
     /// # Errors
     /// When its folder cannot be emptied or it does not serve.
     pub fn renew(&mut self) -> Result<()> {
         self.stop()?;
-        fs::remove_dir_all(&self.folder).with_context(|| format!("removing {}", self.folder.display()))?;
-        fs::create_dir_all(&self.folder)?;
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let removed = match path.is_dir() {
+                true if path.ends_with("pki") => Ok(()),
+                true => fs::remove_dir_all(&path),
+                false => fs::remove_file(&path),
+            };
+            removed.with_context(|| format!("removing {}", path.display()))?;
+        }
         self.restart()
     }
 

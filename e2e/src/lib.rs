@@ -9,6 +9,7 @@
 //! | [`net`] | two hosts, a storage host, a client and the switch between them |
 //! | [`nbd`] | a disk exported by the storage host |
 //! | [`agent`] | a `vmferry agent` on such a host, and its command line |
+//! | [`pki`] | certificates for a lab's hosts |
 //! | [`api`] | the streams of an agent's API |
 //! | [`migration`] | a migration under way, and its report |
 //! | [`scenario`] | two agents and their guests, and the proof of who runs which |
@@ -32,6 +33,7 @@ pub mod memory;
 pub mod migration;
 pub mod nbd;
 pub mod net;
+pub mod pki;
 pub mod proxy;
 pub mod qemu;
 pub mod scenario;

@@ -1,7 +1,8 @@
 //! A proxy between two agents that stops them at a message, or spoils what crosses.
 //!
 //! It stands on [`Host::A`] and leads to the agent on [`Host::B`]: migrate to [`Proxy::address`] instead. Control messages
-//! are JSON, so a handover can be stopped exactly between two of its steps by holding one message back.
+//! are JSON, so a handover can be stopped exactly between two of its steps by holding one message back. For that the agents
+//! have to talk in the clear: [`Scenario::set_up_in_the_clear`](crate::scenario::Scenario::set_up_in_the_clear).
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

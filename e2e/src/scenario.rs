@@ -2,14 +2,14 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::accel::Accel;
-use crate::agent::{Agent, PORT, built_vmferry};
+use crate::agent::{Agent, IN_THE_CLEAR, PORT, built_vmferry};
 use crate::api::Stream;
 use crate::command::{command, run};
 use crate::definition::console;
@@ -73,6 +73,14 @@ impl<'lab> Scenario<'lab> {
         Self::set_up_with(lab, &[], &[])
     }
 
+    /// As [`set_up`](Self::set_up), with agents whose messages a [`Proxy`](crate::proxy::Proxy) can read.
+    ///
+    /// # Errors
+    /// As [`set_up`](Self::set_up).
+    pub fn set_up_in_the_clear(lab: &'lab Lab) -> Result<Self> {
+        Self::set_up_with(lab, &[IN_THE_CLEAR], &[IN_THE_CLEAR])
+    }
+
     /// As [`set_up`](Self::set_up), with further options of the agent on [`Host::A`] and of that on [`Host::B`].
     ///
     /// # Errors
@@ -125,6 +133,12 @@ impl<'lab> Scenario<'lab> {
     /// When it does not start, or its guest does not answer.
     pub fn run(&self, host: Host, name: &str, spec: &Spec) -> Result<Guest> {
         self.run_with(host, name, spec, &[])
+    }
+
+    /// The program.
+    #[must_use]
+    pub fn vmferry(&self) -> &Path {
+        &self.vmferry
     }
 
     /// As [`run`](Self::run), with further arguments for its QEMU.

@@ -14,7 +14,7 @@ use vmferry_e2e::scenario::{Scenario, address, ensure_alive, small_guest};
 #[test]
 fn a_cancel_before_the_commit_leaves_the_guest_on_its_source() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = scenario.run(Host::A, "web", &small_guest(0, Vec::new())?)?;
     guest.ask("fill random 25165824")?;
@@ -50,7 +50,7 @@ fn a_cancel_before_the_commit_leaves_the_guest_on_its_source() -> Result<()> {
 #[test]
 fn a_cancel_after_the_commit_comes_too_late() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = scenario.run(Host::A, "web", &small_guest(0, Vec::new())?)?;
     let held = proxy.hold("commit");

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vmferry_e2e::agent::Agent;
+use vmferry_e2e::agent::{Agent, IN_THE_CLEAR};
 use vmferry_e2e::image::{compressed_qcow2_of, ext4_disk, overlay_of};
 use vmferry_e2e::migration::Migration;
 use vmferry_e2e::nbd::NbdExport;
@@ -130,7 +130,8 @@ fn pages_are_read_from_the_disk_and_a_wrong_index_or_disk_costs_only_bytes() -> 
     let content = random("a disk", PAGES);
     let path = disk_of(lab.folder(), "disk", &content)?;
     let source = path.to_str().context("a path that is no text")?;
-    let scenario = Scenario::set_up_with(&lab, &NOTHING_KEPT, &NOTHING_KEPT)?;
+    let options = [&NOTHING_KEPT[..], &[IN_THE_CLEAR]].concat();
+    let scenario = Scenario::set_up_with(&lab, &options, &options)?;
     let spec = small_guest(0, vec![read_only(source, "raw", "/files")])?;
     let mut guest = scenario.run(Host::A, "web", &spec)?;
     assert_eq!(guest.ask_number("readall /files", "bytes")?, content.len() as u64);
@@ -303,7 +304,7 @@ fn memory_that_was_left_is_not_sent_again() -> Result<()> {
     // Of each of these a word changes, again and again.
     const CHANGED: u64 = 8 * MIB;
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let spec = small_guest(0, Vec::new())?;
     let mut guest = scenario.run(Host::A, "web", &spec)?;
     guest.ask(&format!("fill random {FILLED}"))?;

@@ -56,7 +56,7 @@ fn goes_on_a_and_moves_then(scenario: &Scenario, mut guest: Guest) -> Result<()>
 #[test]
 fn the_target_qemus_death_in_any_stage_leaves_the_guest_on_its_source() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = guest_on_a(&scenario)?;
 
@@ -104,7 +104,7 @@ fn the_source_qemus_death_in_precopy_loses_the_guest_and_says_so() -> Result<()>
 #[test]
 fn the_source_qemus_death_after_the_target_is_prepared_loses_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let guest = guest_on_a(&scenario)?;
     let talk = guest.converse();
@@ -139,7 +139,7 @@ fn the_target_agents_death_before_prepared_leaves_the_guest_on_its_source() -> R
 #[test]
 fn a_target_agent_that_dies_after_prepared_asks_what_became_of_it() -> Result<()> {
     let lab = Lab::new()?;
-    let mut scenario = Scenario::set_up(&lab)?;
+    let mut scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = guest_on_a(&scenario)?;
 
@@ -184,7 +184,7 @@ fn the_source_agents_death_in_precopy_rolls_back_when_it_is_restarted() -> Resul
 #[test]
 fn the_source_agents_death_while_the_target_is_prepared_is_decided_by_its_journal() -> Result<()> {
     let lab = Lab::new()?;
-    let mut scenario = Scenario::set_up(&lab)?;
+    let mut scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = guest_on_a(&scenario)?;
 

@@ -24,7 +24,7 @@ fn expect_rolled_back(migration: Migration) -> Result<()> {
 #[test]
 fn wrong_bytes_on_a_lane_end_the_attempt_and_never_reach_the_guest() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = guest_on_a(&scenario)?;
     for offset in [3_000_000, 2_345_678] {
@@ -62,7 +62,7 @@ fn a_link_that_stays_down_ends_the_attempt_on_both_sides() -> Result<()> {
 #[test]
 fn a_link_lost_before_the_commit_leaves_the_guest_on_its_source() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = guest_on_a(&scenario)?;
     let held = proxy.hold("prepared");
@@ -81,7 +81,7 @@ fn a_link_lost_before_the_commit_leaves_the_guest_on_its_source() -> Result<()> 
 #[test]
 fn a_link_lost_after_the_commit_delays_the_guest_and_loses_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let guest = guest_on_a(&scenario)?;
     let talk = guest.converse();

@@ -35,7 +35,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use vmferry_e2e::agent::built_vmferry;
+use vmferry_e2e::agent::{IN_THE_CLEAR, built_vmferry};
 use vmferry_e2e::net::Lab;
 
 use mode::Mode;
@@ -99,7 +99,7 @@ fn render(results: &Results, folder: &Path) -> Result<()> {
 /// All that is asked for of one workload: its cases, then its search.
 fn measure(args: &BenchArgs, workload: Workload, binary: &Path, results: &mut Results) -> Result<()> {
     let labs = (Lab::new()?, Lab::new()?);
-    let mut guests = Pair::boot(&labs, workload, binary)?;
+    let mut guests = Pair::boot(&labs, workload, binary, agent_options(args.plaintext))?;
     let bytes_per_s = guests.of_qemu.background_bytes_per_s()?;
     results.background.push(Background { workload, bytes_per_s });
     guests.warm_up(workload)?;
@@ -129,6 +129,11 @@ fn measure(args: &BenchArgs, workload: Workload, binary: &Path, results: &mut Re
     guests.check()
 }
 
+/// How agents are started.
+pub(crate) fn agent_options(plaintext: bool) -> &'static [&'static str] {
+    if plaintext { &[IN_THE_CLEAR] } else { &[] }
+}
+
 /// Two guests alike.
 pub(crate) struct Pair<'lab> {
     of_vmferry: World<'lab>,
@@ -137,9 +142,15 @@ pub(crate) struct Pair<'lab> {
 
 impl<'lab> Pair<'lab> {
     /// Boots both, each on hosts of its own, and fills them.
-    pub(crate) fn boot(labs: &'lab (Lab, Lab), workload: Workload, binary: &Path) -> Result<Self> {
+    pub(crate) fn boot(
+        labs: &'lab (Lab, Lab),
+        workload: Workload,
+        binary: &Path,
+        agent_options: &[&str],
+    ) -> Result<Self> {
         Ok(Self {
-            of_vmferry: World::of_vmferry(&labs.0, workload, binary).context("the guest that vmferry moves")?,
+            of_vmferry: World::of_vmferry(&labs.0, workload, binary, agent_options)
+                .context("the guest that vmferry moves")?,
             of_qemu: World::of_qemu(&labs.1, workload).context("the guest that QEMU moves")?,
         })
     }

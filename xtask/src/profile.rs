@@ -21,9 +21,9 @@ use clap::Args;
 use vmferry_e2e::agent::built_vmferry;
 use vmferry_e2e::net::Lab;
 
-use crate::bench::Pair;
 use crate::bench::mode::Mode;
 use crate::bench::plan::{Link, Workload};
+use crate::bench::{Pair, agent_options};
 use recording::Recording;
 use table::Profile;
 
@@ -39,6 +39,9 @@ pub(crate) struct ProfileArgs {
     /// How the guest is moved; may be repeated.
     #[arg(long, value_enum, default_values_t = [Mode::VmferryRaw, Mode::Plain])]
     mode: Vec<Mode>,
+    /// The agents talk without TLS.
+    #[arg(long)]
+    plaintext: bool,
     /// Moves of each mode.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -53,7 +56,7 @@ pub(crate) fn run(args: &ProfileArgs) -> Result<()> {
     let binary = built_vmferry(true)?;
     let labs = (Lab::new()?, Lab::new()?);
     let file = labs.0.folder().join("perf.data");
-    let mut guests = Pair::boot(&labs, args.workload, &binary)?;
+    let mut guests = Pair::boot(&labs, args.workload, &binary, agent_options(args.plaintext))?;
     guests.warm_up(args.workload)?;
     let mut profiles: Vec<_> = args.mode.iter().map(|&mode| (mode, Profile::default())).collect();
     // By turns, so that whatever else the machine does meets all modes.

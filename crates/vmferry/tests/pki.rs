@@ -22,6 +22,8 @@ const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
 struct Host {
     name: &'static str,
     folder: TempDir,
+    /// Further ones of the agent.
+    options: Vec<String>,
     agent: Option<Child>,
     peers: SocketAddr,
 }
@@ -31,6 +33,7 @@ impl Host {
         Host {
             name,
             folder: TempDir::new().unwrap(),
+            options: Vec::new(),
             agent: None,
             peers: SocketAddr::from(([127, 0, 0, 1], 0)),
         }
@@ -68,6 +71,7 @@ impl Host {
             .arg(self.folder.path())
             .arg("--socket")
             .arg(self.folder.path().join("agent.sock"))
+            .args(&self.options)
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command
@@ -286,6 +290,35 @@ async fn an_agent_uses_a_new_certificate_from_the_next_connection_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_renews_its_certificate_when_two_thirds_of_its_life_are_over() {
+    let a = authority().await;
+    let mut b = joined(&a, "b").await;
+    // One as the authority signs them, six days ago.
+    let file = |name: &str| fs::read_to_string(a.folder.path().join("pki").join(name)).unwrap();
+    let key = rcgen::KeyPair::from_pem(&file("authority.key")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&file("authority.pem"), key).unwrap();
+    let mut params = rcgen::CertificateParams::new(["b".to_owned()]).unwrap();
+    let now = time::OffsetDateTime::now_utc();
+    (params.not_before, params.not_after) = (now - time::Duration::days(6), now + time::Duration::days(1));
+    params.extended_key_usages = vec![
+        rcgen::ExtendedKeyUsagePurpose::ServerAuth,
+        rcgen::ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    params.use_authority_key_identifier_extension = true;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let old = params.signed_by(&key, &issuer).unwrap().pem() + &key.serialize_pem();
+    fs::write(b.pki().host(), old).unwrap();
+    let old = b.certificate();
+    assert!(old.is_to_be_renewed());
+    b.start_agent(0).await;
+    while b.certificate() == old {
+        tokio::task::yield_now().await;
+    }
+    assert!(!b.certificate().is_to_be_renewed());
+    assert_eq!(b.connects_to(&a), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_is_revoked_is_trusted_nowhere() {
     let a = authority().await;
     let mut b = joined(&a, "b").await;
@@ -351,6 +384,48 @@ async fn a_list_of_revocations_counts_if_it_is_genuine_and_newer() {
     assert!(told.is_err());
     assert_eq!(lists(&b), newer);
     drop(c);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_is_served_to_hosts_of_the_cluster_and_to_nobody_else() {
+    let port = free_port();
+    let (mut a, address) = (Host::new("localhost"), format!("localhost:{port}"));
+    a.does(
+        &[
+            "init",
+            "--name",
+            "localhost",
+            "--address",
+            &format!("127.0.0.1:{}", free_port()),
+        ],
+        "",
+    )
+    .await;
+    a.options = vec!["--api-listen".to_owned(), format!("127.0.0.1:{port}")];
+    a.start_agent(0).await;
+    let stranger = authority().await;
+    let asks = |host: &Host, address: &str| {
+        let mut command = Command::new(VMFERRY);
+        command
+            .args(["--host", address, "--credentials"])
+            .arg(host.folder.path())
+            .args(["ps", "--json"]);
+        command
+    };
+    let answer = asks(&a, &address).output().await.unwrap();
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+    let nobody = Host::new("nobody");
+    for (mut command, with) in [
+        (asks(&stranger, &address), "of another cluster"),
+        (asks(&nobody, &address), "no certificate"),
+        // Lanes are not asked for what the API is, and the socket's HTTP does not speak TLS.
+        (asks(&a, &a.peers.to_string()), "no agent's API"),
+        (asks(&stranger, &format!("127.0.0.1:{port}")), "of another cluster"),
+    ] {
+        let answer = command.output().await.unwrap();
+        let said = String::from_utf8(answer.stderr).unwrap();
+        assert!(!answer.status.success() && said.contains(with), "{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,8 +25,11 @@ pub(crate) struct Agents<'lab> {
 
 impl<'lab> Agents<'lab> {
     /// Starts both agents of the program `binary` and boots the guest on host A.
-    pub(crate) fn start(lab: &'lab Lab, binary: &Path, spec: &Spec) -> Result<Self> {
-        let agents = [Agent::start(lab, Host::A, binary)?, Agent::start(lab, Host::B, binary)?];
+    pub(crate) fn start(lab: &'lab Lab, binary: &Path, options: &[&str], spec: &Spec) -> Result<Self> {
+        let agents = [
+            Agent::start_with(lab, Host::A, binary, options)?,
+            Agent::start_with(lab, Host::B, binary, options)?,
+        ];
         let file = spec.write_definition(lab.folder(), VM)?;
         agents[0].cli(["run".as_ref(), file.as_os_str()])?.success()?;
         Ok(Self { lab, agents })

@@ -38,8 +38,9 @@ pub(crate) enum Mover<'lab> {
 
 impl<'lab> Mover<'lab> {
     /// Starts agents of the program `binary` and boots the guest on host A.
-    pub(crate) fn vmferry(lab: &'lab Lab, binary: &Path, spec: &Spec) -> Result<Self> {
-        Ok(Self::Vmferry(Box::new(Agents::start(lab, binary, spec)?)))
+    pub(crate) fn vmferry(lab: &'lab Lab, binary: &Path, agent_options: &[&str], spec: &Spec) -> Result<Self> {
+        let agents = Agents::start(lab, binary, agent_options, spec)?;
+        Ok(Self::Vmferry(Box::new(agents)))
     }
 
     /// Boots the guest on host A.

@@ -26,6 +26,9 @@ pub(crate) struct BenchArgs {
     /// Only the search for the highest dirty rates that converge.
     #[arg(long, conflicts_with_all = ["quick", "link"])]
     search: bool,
+    /// The agents talk without TLS: for what it costs, beside a run without this.
+    #[arg(long, conflicts_with = "keep")]
+    pub(super) plaintext: bool,
     /// Runs of each cell [default: 5, or 1 with --quick].
     #[arg(long)]
     runs: Option<usize>,
@@ -118,8 +121,10 @@ impl BenchArgs {
 
     pub(super) fn folder(&self) -> PathBuf {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-        let part =
-            self.quick || self.search || !(self.workload.is_empty() && self.link.is_empty() && self.mode.is_empty());
+        let part = self.quick
+            || self.search
+            || self.plaintext
+            || !(self.workload.is_empty() && self.link.is_empty() && self.mode.is_empty());
         match &self.out {
             Some(folder) => folder.clone(),
             None if !part || self.keep || self.render => root.join("bench"),

@@ -89,10 +89,16 @@ pub(crate) struct World<'lab> {
 }
 
 impl<'lab> World<'lab> {
-    /// A guest that vmferry, release build `binary`, moves.
-    pub(crate) fn of_vmferry(lab: &'lab Lab, workload: Workload, binary: &Path) -> Result<Self> {
+    /// A guest that vmferry, release build `binary`, moves, by agents with these options.
+    pub(crate) fn of_vmferry(
+        lab: &'lab Lab,
+        workload: Workload,
+        binary: &Path,
+        agent_options: &[&str],
+    ) -> Result<Self> {
         let spec = spec(workload)?;
-        Self::fill(lab, workload, Mover::vmferry(lab, binary, &spec)?, &spec)
+        let mover = Mover::vmferry(lab, binary, agent_options, &spec)?;
+        Self::fill(lab, workload, mover, &spec)
     }
 
     /// A guest that QEMU moves.

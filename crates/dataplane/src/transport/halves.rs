@@ -1,5 +1,5 @@
-//! The two directions of a connection. Each is for a thread of its own, and neither waits for the other: the session that
-//! they share is locked while bytes are sealed or opened, never while a socket is waited for.
+//! The two directions of a connection. Each is for a thread of its own, and neither waits for the other: the session
+//! that they share is locked while bytes are sealed or opened, never while a socket is waited for.
 
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
@@ -152,7 +152,8 @@ impl Opener {
                 return Ok(opened.wanted);
             }
             if !opened.any && self.received.receive(raw)? == 0 {
-                // Nothing is made of an end that nobody vouches for: what ends in the middle of a frame is an error anyway.
+                // Nothing is made of an end that nobody vouches for: what ends in the middle of a frame is an error
+                // anyway.
                 return Ok(0);
             }
             self.received.grow();

@@ -1,4 +1,5 @@
-//! The handshake of TLS: by a deadline, and with a buffer that is allocated before the first byte came and does not grow.
+//! The handshake of TLS: by a deadline, and with a buffer that is allocated before the first byte came and does not
+//! grow.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -166,7 +167,8 @@ fn encode<Data>(mut message: EncodeTlsData<'_, Data>, said: &mut Vec<u8>) -> Res
     Ok(())
 }
 
-/// What TLS has to say of the error that the handshake ends with. Once it has said that, rustls is not to be asked for more.
+/// What TLS has to say of the error that the handshake ends with. Once it has said that, rustls is not to be asked for
+/// more.
 fn explain<R: Records>(session: &mut R, received: &mut Received, said: &mut Vec<u8>) {
     while session.common().wants_write() {
         let Ok(ConnectionState::EncodeTlsData(message)) = session.process(received.held()).state else {
@@ -178,7 +180,8 @@ fn explain<R: Records>(session: &mut R, received: &mut Received, said: &mut Vec<
     }
 }
 
-/// Lets the peer read what was said last: were bytes of it left unread, closing the socket would take that away from it.
+/// Lets the peer read what was said last: were bytes of it left unread, closing the socket would take that away from
+/// it.
 pub(super) fn farewell(stream: &TcpStream, deadline: Deadline) {
     // Whatever fails here, the connection is over.
     let _ = stream.shutdown(Shutdown::Write);

@@ -1,5 +1,5 @@
-//! What connections run over: TLS 1.3 in which both hosts show a certificate of their cluster, or plain TCP where somebody
-//! wants to measure what that costs.
+//! What connections run over: TLS 1.3 in which both hosts show a certificate of their cluster, or plain TCP where
+//! somebody wants to measure what that costs.
 //!
 //! | module | what |
 //! |---|---|
@@ -147,7 +147,8 @@ impl Write for Hurried<'_> {
     }
 }
 
-/// A connection of which it is known who is at the other end. What is said over it first has to be said by a deadline, too.
+/// A connection of which it is known who is at the other end. What is said over it first has to be said by a deadline,
+/// too.
 pub struct Link {
     pub(crate) stream: TcpStream,
     pub(crate) outgoing: Outgoing,

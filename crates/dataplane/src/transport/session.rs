@@ -31,7 +31,8 @@ pub(super) struct Opened {
 
 /// Both directions of a session. Neither waits for anything in here.
 pub(super) trait Session: Send {
-    /// Opens the first record of `sealed`. Of its plain bytes, `wanted` takes as many as it has room for, `rest` the others.
+    /// Opens the first record of `sealed`. Of its plain bytes, `wanted` takes as many as it has room for, `rest` the
+    /// others.
     fn open(&mut self, sealed: &mut [u8], wanted: &mut [u8], rest: &mut Vec<u8>) -> Result<Opened, Error>;
 
     /// Seals `plain`; gives how many bytes of `sealed` that took.
@@ -74,7 +75,8 @@ impl Records for UnbufferedServerConnection {
 /// A session whose handshake is over.
 pub(super) struct Established<R> {
     records: R,
-    /// It failed, and rustls is not to be asked for more: what it holds of messages refers to bytes of the receiving direction.
+    /// It failed, and rustls is not to be asked for more: what it holds of messages refers to bytes of the receiving
+    /// direction.
     failed: bool,
 }
 
@@ -111,8 +113,8 @@ impl<R: Records> Established<R> {
                 }
             }
             ConnectionState::WriteTraffic(_) => {
-                // Part of a message about the session itself, such as new keys, would have to stay where it is until its
-                // rest has come; but the other direction looks at other bytes meanwhile. Agents send none in parts.
+                // Part of a message about the session itself, such as new keys, would have to stay where it is until
+                // its rest has come; but the other direction looks at other bytes meanwhile. Agents send none in parts.
                 if is_whole_record(&sealed[opened.discard..]) {
                     return Err(Error::General("a message about the session comes in parts".to_owned()));
                 }

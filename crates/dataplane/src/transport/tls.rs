@@ -176,8 +176,8 @@ pub(super) fn any_host(roots: RootCertStore, provider: Arc<CryptoProvider>) -> A
     Arc::new(AnyHost(verifier.expect("a root")))
 }
 
-/// Takes any host of the cluster for who its certificate says that it is. Agents are reached by addresses; whether it is
-/// the host that was meant is asked after the handshake.
+/// Takes any host of the cluster for who its certificate says that it is. Agents are reached by addresses; whether it
+/// is the host that was meant is asked after the handshake.
 #[derive(Debug)]
 struct AnyHost(Arc<WebPkiServerVerifier>);
 

@@ -34,7 +34,7 @@ use tokio::{
 };
 
 use crate::{
-    api::{self, types::HostView},
+    api::{self, RemoteListener, types::HostView},
     content::{self, KnownContent},
     host::{Probes, QemuFacts, capability},
     migrate::{self, peers::Peers},
@@ -125,6 +125,12 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         )
     })?;
     let api_listener = bind_api(&config.socket).await?;
+    let remote_api = match config.api_listen {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address} for the API; choose another address with --api-listen")
+        })?),
+        None => None,
+    };
     let agent = Arc::new(Agent {
         listen: listener.local_addr()?,
         registry: Registry::default(),
@@ -147,6 +153,11 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
     tokio::spawn(migrate::peers::serve(agent.clone(), listener));
     tokio::spawn(content::keep(agent.clone()));
     tokio::spawn(pki::upkeep::keep(agent.clone()));
+    if let Some(listener) = remote_api {
+        tracing::info!(address = %listener.local_addr()?, "the API is served over TLS to hosts of the cluster");
+        let listener = RemoteListener::start(agent.clone(), listener)?;
+        tokio::spawn(api::serve(listener, agent.clone(), agent.ending()));
+    }
 
     // Whoever started the agent waits for this line.
     println!(
@@ -174,9 +185,14 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
 /// What this host shows to others; with a certificate, the host is called as that says.
 fn identity(config: &mut Config, is_named: bool) -> anyhow::Result<Identity> {
     if config.insecure_plaintext {
-        tracing::warn!(
-            "--insecure-plaintext: everything that guests hold in memory crosses the network for anyone to read and to change, \
-             and anyone who reaches {} can start, take and destroy VMs here. For measurements only",
+        anyhow::ensure!(
+            config.api_listen.is_none(),
+            "--api-listen needs a certificate, which --insecure-plaintext does without: leave one of them out"
+        );
+        // Not by way of the log, which can be filtered.
+        eprintln!(
+            "WARNING: --insecure-plaintext: what guests hold in memory crosses the network for anyone to read and to change, and\n\
+             WARNING: anyone who reaches {} can start VMs here, and take those that are here. For measurements only.",
             config.listen
         );
         return Ok(Identity::none());

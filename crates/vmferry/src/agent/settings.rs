@@ -72,6 +72,10 @@ pub struct Settings {
     /// The key of that memory, 32 random bytes; made where it is absent [default: content.key in the state directory].
     #[arg(long, value_name = "PATH")]
     pub kept_memory_key: Option<PathBuf>,
+    /// Serve the API over TLS here, too, for every host of the cluster: whoever has a certificate of it may start, move and stop
+    /// VMs on this host [default: on the socket only].
+    #[arg(long, value_name = "IP:PORT")]
+    pub api_listen: Option<SocketAddr>,
     /// Talk to other agents without encryption, and believe whoever connects. For measurements, on a network of their own:
     /// without it an agent needs a certificate, which `vmferry pki init` or `vmferry pki join` makes.
     #[arg(long)]
@@ -107,6 +111,8 @@ pub struct Config {
     pub kept_memory: ByteSize,
     /// The key of that memory.
     pub kept_memory_key: PathBuf,
+    /// Where the API is served over TLS, if it is.
+    pub api_listen: Option<SocketAddr>,
     /// Whether other agents are talked to without encryption.
     pub insecure_plaintext: bool,
 }
@@ -152,6 +158,7 @@ impl Settings {
             index_memory: self.index_memory.or(other.index_memory),
             kept_memory: self.kept_memory.or(other.kept_memory),
             kept_memory_key: self.kept_memory_key.or(other.kept_memory_key),
+            api_listen: self.api_listen.or(other.api_listen),
             insecure_plaintext: self.insecure_plaintext || other.insecure_plaintext,
         }
     }
@@ -190,6 +197,7 @@ impl Settings {
             kept_memory_key: std::path::absolute(
                 self.kept_memory_key.unwrap_or_else(|| state_dir.join("content.key")),
             )?,
+            api_listen: self.api_listen,
             insecure_plaintext: self.insecure_plaintext,
             state_dir,
         })

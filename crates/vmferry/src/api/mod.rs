@@ -1,23 +1,26 @@
-//! The HTTP API on the agent's unix socket: JSON, described by an OpenAPI document at `/v1/openapi.json`.
+//! The HTTP API on the agent's unix socket, and over TLS if it is to be: JSON, described by an OpenAPI document at `/v1/openapi.json`.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`types`], [`migration`] | what is said and asked |
 //! | [`error`] | what is answered when it cannot be done |
 //! | `routes` | one function a route |
+//! | `remote` | the API over TLS |
 //! | `ndjson` | streams of JSON lines |
 
 pub mod error;
 pub mod migration;
 mod ndjson;
+mod remote;
 mod report;
 mod routes;
 pub mod types;
 
-use std::{io, sync::Arc};
+use std::{fmt::Debug, io, sync::Arc};
 
 use axum::Router;
-use tokio::net::UnixListener;
+use axum::serve::Listener;
+pub use remote::RemoteListener;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -27,11 +30,10 @@ use crate::agent::Agent;
 ///
 /// # Errors
 /// The system's.
-pub async fn serve(
-    listener: UnixListener,
-    agent: Arc<Agent>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+pub async fn serve<L>(listener: L, agent: Arc<Agent>, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()>
+where
+    L: Listener<Addr: Debug>,
+{
     let (router, document) = router();
     let router = router
         .route(

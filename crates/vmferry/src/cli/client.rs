@@ -1,34 +1,76 @@
-//! A client of the agent's API: HTTP/1.1 over its unix socket, one connection a request.
+//! A client of the agent's API: HTTP/1.1 over its unix socket, or over TLS to another host's; one connection a request.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, Response, body::Incoming, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    header,
+};
 use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use vmferry_dataplane::transport::{Purpose, Tls, TransportError, host_of};
 
-use crate::{api::error::ErrorBody, cli::exit::Failure};
+use crate::{
+    api::error::ErrorBody,
+    cli::exit::Failure,
+    pki::{Folder, may_be_at},
+};
 
 /// An answer or a line of one is never longer: thousands of VMs fit.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// Talks to the agent behind one socket.
+/// How long another host's agent may take until it is known who it is.
+const REACHED_MAX: Duration = Duration::from_secs(10);
+
+/// Talks to one agent.
 #[derive(Debug, Clone)]
-pub struct Client {
-    socket: PathBuf,
+pub struct Client(Place);
+
+/// Where the agent is.
+#[derive(Debug, Clone)]
+enum Place {
+    Socket(PathBuf),
+    /// Another host's, with this host's certificate.
+    Remote {
+        address: String,
+        config: Arc<ClientConfig>,
+    },
 }
 
 impl Client {
     /// A client of the agent on this socket; connects at each request.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Client { socket: socket.into() }
+        Client(Place::Socket(socket.into()))
     }
 
-    /// The socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// A client of the agent whose API is served over TLS at `address`, a host and a port, with the certificate of the host whose
+    /// agent has that state directory.
+    ///
+    /// # Errors
+    /// That there is no such certificate.
+    pub fn remote(address: &str, state_dir: &Path) -> Result<Self, Failure> {
+        let folder = Folder::new(state_dir);
+        let tls = || {
+            folder.certificate()?;
+            Ok(Tls::new(folder.credentials()?)?)
+        };
+        let config = tls().map_err(Failure::Pki)?.client(Purpose::Api);
+        let address = address.to_owned();
+        Ok(Client(Place::Remote { address, config }))
     }
 
     /// `GET`.
@@ -80,15 +122,23 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| Failure::Unreachable {
-                socket: self.socket.clone(),
-                source,
-            })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-        // The sender's future reports what goes wrong with the connection.
-        tokio::spawn(connection);
+        let mut sender = match &self.0 {
+            Place::Socket(socket) => {
+                let stream = UnixStream::connect(socket).await;
+                let socket = socket.clone();
+                converse(stream.map_err(|source| Failure::Unreachable { socket, source })?).await?
+            }
+            Place::Remote { address, config } => {
+                let reached = tokio::time::timeout(REACHED_MAX, reach(address, config.clone())).await;
+                let why = match reached {
+                    Ok(Ok(stream)) => Ok(stream),
+                    Ok(Err(error)) => Err(sentence(&error)),
+                    Err(_) => Err("it does not answer".to_owned()),
+                };
+                let address = address.clone();
+                converse(why.map_err(|why| Failure::RemoteUnreachable { address, why })?).await?
+            }
+        };
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -97,6 +147,41 @@ impl Client {
             .body(Full::new(body))
             .map_err(|e| Failure::Usage(e.to_string()))?;
         sender.send_request(request).await.map_err(lost)
+    }
+}
+
+async fn converse<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    // The sender's future reports what goes wrong with the connection.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// What TLS says, as agents say it to each other.
+fn sentence(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(tls) => TransportError::from(tls.clone()).to_string(),
+        None => error.to_string(),
+    }
+}
+
+async fn reach(address: &str, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    let at: SocketAddr = stream.peer_addr()?;
+    let stream = TlsConnector::from(config)
+        .connect(ServerName::IpAddress(at.ip().into()), stream)
+        .await?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let host = certificate.map(host_of).transpose().map_err(io::Error::other)?;
+    match host {
+        Some(host) if may_be_at(&host, address) => Ok(stream),
+        host => Err(io::Error::other(format!(
+            "it has the certificate of {}: if that is the host that was meant, call it so",
+            host.unwrap_or_default()
+        ))),
     }
 }
 

@@ -80,6 +80,14 @@ pub enum Failure {
         /// The system's reason.
         source: io::Error,
     },
+    /// Nothing answers at another host's address, or not for this host.
+    #[error("no agent's API at {address}: {why}; is `vmferry agent --api-listen` running there, and is that its port?")]
+    RemoteUnreachable {
+        /// The address.
+        address: String,
+        /// Why.
+        why: String,
+    },
     /// The agent went away, or what it said is not understood.
     #[error("lost the agent: {0}; see with `vmferry ps` what the VM does")]
     Lost(String),
@@ -104,7 +112,9 @@ impl Failure {
     /// The code to exit with.
     pub fn exit(&self) -> Exit {
         match self {
-            Failure::Unreachable { .. } | Failure::Lost(_) => Exit::AgentUnreachable,
+            Failure::Unreachable { .. } | Failure::RemoteUnreachable { .. } | Failure::Lost(_) => {
+                Exit::AgentUnreachable
+            }
             Failure::Usage(_) => Exit::Usage,
             Failure::Io(_) | Failure::Start(_) | Failure::Pki(_) => Exit::Failed,
             Failure::Agent(error) => match error.code {

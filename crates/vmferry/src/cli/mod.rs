@@ -6,7 +6,7 @@
 //! | [`migrate`] | `vmferry migrate`: the request, the live view, Ctrl-C |
 //! | [`progress`], [`report`], [`table`] | what people see of a migration |
 //! | [`pki`] | `vmferry pki` |
-//! | [`client`] | HTTP over the agent's unix socket |
+//! | [`client`] | HTTP over the agent's unix socket, or over TLS |
 //! | [`exit`] | exit codes |
 //! | [`output`] | standard output |
 //! | [`units`] | durations and rates |
@@ -37,6 +37,12 @@ pub struct Cli {
     /// The agent's API socket [default: /run/vmferry/agent.sock].
     #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Ask another host's agent, over TLS: where its --api-listen is.
+    #[arg(long = "host", global = true, value_name = "HOST:PORT", conflicts_with = "socket")]
+    pub remote: Option<String>,
+    /// The state directory whose certificate is shown to another host's agent [default: /var/lib/vmferry].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub credentials: Option<PathBuf>,
     /// Print JSON instead of text, one object a line.
     #[arg(long, global = true)]
     pub json: bool,
@@ -121,8 +127,17 @@ pub async fn run(cli: Cli) -> Exit {
 }
 
 async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
-    let Cli { socket, json, command } = cli;
-    let client = |socket: Option<PathBuf>| Client::new(socket.unwrap_or_else(agent::default_socket));
+    let Cli {
+        socket,
+        remote,
+        credentials,
+        json,
+        command,
+    } = cli;
+    let client = |socket: Option<PathBuf>| match remote {
+        Some(address) => Client::remote(&address, &credentials.unwrap_or_else(agent::default_state_dir)),
+        None => Ok(Client::new(socket.unwrap_or_else(agent::default_socket))),
+    };
     match command {
         Command::Agent(AgentArgs { config, mut settings }) => {
             settings.socket = socket;
@@ -134,13 +149,13 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             Ok(done) => done,
             Err(panic) => Err(Failure::Pki(panic.into())),
         },
-        Command::Run { definition } => commands::run(&client(socket), json, &definition).await,
-        Command::Ps => commands::ps(&client(socket), json).await,
-        Command::Index { wait } => commands::index(&client(socket), json, wait).await,
-        Command::Migrate(args) => migrate::migrate(&client(socket), json, args).await,
-        Command::Cancel { vm } => commands::cancel(&client(socket), json, &vm).await,
-        Command::Events => commands::events(&client(socket), json).await,
-        Command::Stop { vm, force } => commands::stop(&client(socket), json, &vm, force).await,
+        Command::Run { definition } => commands::run(&client(socket)?, json, &definition).await,
+        Command::Ps => commands::ps(&client(socket)?, json).await,
+        Command::Index { wait } => commands::index(&client(socket)?, json, wait).await,
+        Command::Migrate(args) => migrate::migrate(&client(socket)?, json, args).await,
+        Command::Cancel { vm } => commands::cancel(&client(socket)?, json, &vm).await,
+        Command::Events => commands::events(&client(socket)?, json).await,
+        Command::Stop { vm, force } => commands::stop(&client(socket)?, json, &vm, force).await,
     }
 }
 
@@ -177,6 +192,7 @@ mod tests {
             "vmferry run web.toml",
             "vmferry cancel web",
             "vmferry events",
+            "vmferry --host b:7465 --credentials /d ps",
             "vmferry pki init --name a --address a.example.org --state-dir /d",
             "vmferry pki invite b",
             "vmferry pki join --token-file - --port 7464",
@@ -191,6 +207,7 @@ mod tests {
             "vmferry",
             "vmferry migrate web",
             "vmferry run",
+            "vmferry ps --socket /s --host b:7465",
             "vmferry pki join vmferry-join/1/b/a/a:7464/00/00",
             "vmferry agent --memory-limit much",
         ] {

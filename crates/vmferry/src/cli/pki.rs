@@ -1,5 +1,5 @@
-//! `vmferry pki`: certificates. These commands work on the state directory's files, whether an agent runs or not; one that runs
-//! uses what they change from its next connection on.
+//! `vmferry pki`: certificates. These commands work on the state directory's files, whether an agent runs or not; one
+//! that runs uses what they change from its next connection on.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -53,7 +53,8 @@ enum Command {
         #[arg(long, default_value_t = PORT_DEFAULT)]
         port: u16,
     },
-    /// Get this host a new certificate and key now; a running agent does so by itself when two thirds of its life are over.
+    /// Get this host a new certificate and key now; a running agent does so by itself when two thirds of its life are
+    /// over.
     Rotate {
         /// The port that this host's agent listens on.
         #[arg(long, default_value_t = PORT_DEFAULT)]

@@ -1,6 +1,5 @@
 //! Reaching a peer's agent.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use vmferry_core::limits::HEARTBEAT;
@@ -10,6 +9,7 @@ use vmferry_dataplane::connection;
 use super::control::Control;
 use super::{SOFTWARE, random};
 use crate::agent::Agent;
+use crate::pki;
 
 /// Reaches the peer's agent, however long it takes.
 pub(super) async fn reach(agent: &Agent, address: &str) -> Control {
@@ -26,8 +26,8 @@ pub(super) async fn reach(agent: &Agent, address: &str) -> Control {
 pub(super) async fn dial(agent: &Agent, address: &str, patience: Duration) -> Result<(Control, Duration), String> {
     let addresses = tokio::net::lookup_host(address).await;
     let mut addresses = addresses.map_err(|error| format!("{address} is not a host that can be reached: {error}"))?;
-    let name = name_in(address);
-    let address = addresses.next().ok_or_else(|| format!("{address} has no address"))?;
+    let meant = address;
+    let address = addresses.next().ok_or_else(|| format!("{meant} has no address"))?;
     let (security, hello) = (agent.identity.security(), hello(agent, Lane::Control)?);
     let connected = tokio::task::spawn_blocking(move || {
         let before = Instant::now();
@@ -42,25 +42,12 @@ pub(super) async fn dial(agent: &Agent, address: &str, patience: Duration) -> Re
     let (control, round_trip) = connected.map_err(|error| {
         format!("can't reach an agent at {address}: {error}. Is `vmferry agent` running there, and its port open?")
     })?;
-    match (name, control.host()) {
-        (Some(name), Some(host)) if !is_called(host, &name) => Err(format!(
-            "{name} ({address}) has the certificate of {host}: if that is the host that was meant, call it so"
+    match control.host() {
+        Some(host) if !pki::may_be_at(host, meant) => Err(format!(
+            "{meant} ({address}) has the certificate of {host}: if that is the host that was meant, call it so"
         )),
         _ => Ok((control, round_trip)),
     }
-}
-
-/// The host's name in an address; none if it is a number.
-fn name_in(address: &str) -> Option<String> {
-    let (host, _port) = address.rsplit_once(':')?;
-    let is_number = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-    (!is_number).then(|| host.trim_end_matches('.').to_ascii_lowercase())
-}
-
-/// Whether the host of a certificate may be called so: by its name, with or without a domain behind it.
-fn is_called(host: &str, name: &str) -> bool {
-    name.strip_prefix(host)
-        .is_some_and(|domain| domain.is_empty() || domain.starts_with('.'))
 }
 
 /// How this agent introduces itself on a connection that can be taken up again.
@@ -75,18 +62,4 @@ pub(super) fn hello(agent: &Agent, lane: Lane) -> Result<Hello, String> {
         connection: Some(ConnectionId(u128::from_ne_bytes(random()?))),
         heard: None,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_is_called_by_its_name_and_reached_by_number() {
-        assert_eq!(name_in("10.0.0.1:7464"), None);
-        assert_eq!(name_in("[fd00::1]:7464"), None);
-        let name = name_in("Host-B.example.org.:7464").unwrap();
-        assert!(is_called("host-b", &name) && is_called("host-b.example.org", &name));
-        assert!(!is_called("host", &name) && !is_called("host-b.example", "host-b"));
-    }
 }

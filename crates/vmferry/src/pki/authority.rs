@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
     DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
     PublicKeyData, RevocationReason, RevokedCertParams, SerialNumber,
 };
-use rustls::pki_types::DnsName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, DnsName};
 use time::OffsetDateTime;
 
 use super::certificate::Certificate;
@@ -118,12 +119,12 @@ impl Authority {
         let mut ledger = Ledger::read(&self.folder)?;
         ledger.invite(host, &secret, unix_now() + INVITATION_LIFE.as_secs());
         ledger.write(&self.folder)?;
-        let der = pem::parse(&self.certificate)?;
+        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes()).map_err(|error| anyhow!("{error:?}"))?;
         Ok(Token {
             host: host.to_owned(),
             authority_host: cluster.authority_host,
             address: cluster.authority_address,
-            fingerprint: sha256(der.contents()),
+            fingerprint: sha256(&der),
             secret,
         })
     }

@@ -132,7 +132,8 @@ pub fn tell_revocations(folder: &Folder, host: &str, address: &str) -> Result<()
     }
 }
 
-/// Takes a list of revocations for this host's own, if the authority signed it and it is a newer one; says whether it was.
+/// Takes a list of revocations for this host's own, if the authority signed it and it is a newer one; says whether it
+/// was.
 pub(super) fn take_revocations(folder: &Folder, list: &str) -> Result<bool> {
     let _lock = folder.lock()?;
     if Revocations::from_pem(list.as_bytes())?.number <= Revocations::read(folder)?.number {
@@ -147,8 +148,8 @@ pub(super) fn take_revocations(folder: &Folder, list: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Checks that the authority signed both: by what checks peers' certificates, too, which looks for this host's own in the list
-/// only once it has found the list genuine.
+/// Checks that the authority signed both: by what checks peers' certificates, too, which looks for this host's own in
+/// the list only once it has found the list genuine.
 fn check_revocations(authority: &str, certificate: &str, list: &str) -> Result<()> {
     let read = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| anyhow!("{error:?}"));
     let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).map_err(|error| anyhow!("{error:?}"))?;

@@ -1,5 +1,5 @@
-//! What a running agent shows, and whom it believes. Each connection begins with the files as they are then: what `vmferry pki`
-//! changes, or this agent renews, counts from the next connection on.
+//! What a running agent shows, and whom it believes. Each connection begins with the files as they are then: what
+//! `vmferry pki` changes, or this agent renews, counts from the next connection on.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,5 @@
-//! What hosts say to each other about certificates: one question and one answer over a connection of their own, each a length
-//! (u32, big-endian) and JSON.
+//! What hosts say to each other about certificates: one question and one answer over a connection of their own, each a
+//! length (u32, big-endian) and JSON.
 
 use std::io::{Read, Write};
 

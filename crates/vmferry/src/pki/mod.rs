@@ -1,5 +1,5 @@
-//! Who may talk: each cluster has an authority, on one of its hosts, that signs a certificate for each host. Agents talk only
-//! to who shows one that is neither expired nor revoked. docs/security.md says what that is good for.
+//! Who may talk: each cluster has an authority, on one of its hosts, that signs a certificate for each host. Agents
+//! talk only to who shows one that is neither expired nor revoked. docs/security.md says what that is good for.
 //!
 //! | module | what |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | `message` | what hosts say to each other about certificates |
 //! | `service` | answering that, beside the lanes |
 //! | `client` | asking the authority's host: join, renew, revocations |
+//! | `names` | whether a host is the one that was meant |
 //! | `pinned` | a joining host knows the authority by its fingerprint |
 //! | `identity` | what a running agent shows, and whom it believes, as the files are now |
 //! | `upkeep` | renewing in time, hearing of revocations |
@@ -22,6 +23,7 @@ mod folder;
 mod identity;
 mod ledger;
 mod message;
+mod names;
 mod pinned;
 pub mod service;
 mod token;
@@ -35,10 +37,11 @@ pub use authority::Authority;
 pub use certificate::{Certificate, Revocations};
 pub use folder::{Cluster, Folder};
 pub use identity::Identity;
+pub use names::may_be_at;
 pub use token::Token;
 
-/// How long a host's certificate is valid. It bounds how long one is of use that was stolen, and how long a host does without
-/// the authority's.
+/// How long a host's certificate is valid. It bounds how long one is of use that was stolen, and how long a host does
+/// without the authority's.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long the authority's own is valid.
 pub const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

@@ -1,5 +1,5 @@
-//! A host that joins knows of the cluster's authority only its fingerprint and its host's name, from the token: what it connects
-//! to has to have a certificate of that authority for that host.
+//! A host that joins knows of the cluster's authority only its fingerprint and its host's name, from the token: what it
+//! connects to has to have a certificate of that authority for that host.
 
 use std::sync::Arc;
 

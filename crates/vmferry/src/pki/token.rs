@@ -1,5 +1,5 @@
-//! What invites a host: who it shall be, where the authority is and how it is recognised, and a secret that shows that the host
-//! was invited. One line of text.
+//! What invites a host: who it shall be, where the authority is and how it is recognised, and a secret that shows that
+//! the host was invited. One line of text.
 
 use std::fmt;
 use std::str::FromStr;

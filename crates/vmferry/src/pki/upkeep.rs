@@ -9,8 +9,8 @@ use super::client;
 use super::folder::Folder;
 use crate::agent::Agent;
 
-/// How often it is asked what is revoked, and looked whether the certificate is to be renewed. A revocation that a host was
-/// not told of when it was made counts there so much later.
+/// How often it is asked what is revoked, and looked whether the certificate is to be renewed. A revocation that a host
+/// was not told of when it was made counts there so much later.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 
 /// Does so until the agent ends.

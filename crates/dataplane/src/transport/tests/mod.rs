@@ -1,4 +1,5 @@
 mod cluster;
+mod crafted;
 mod strangers;
 
 use super::*;
