@@ -95,7 +95,7 @@ fn build(root: &Path) -> Result<PathBuf> {
     let host = String::from_utf8(host.stdout)?.trim().to_owned();
     let folder = root.join("target/fuzz");
     let status = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--locked", "--manifest-path"])
+        .args(["build", "--quiet", "--release", "--manifest-path"])
         .arg(root.join("fuzz/Cargo.toml"))
         // Named, so that the flags are kept from build scripts, which have no fuzzer to report to.
         .args(["--target", &host, "--target-dir"])
