@@ -27,15 +27,22 @@ const READY_MAX: Duration = Duration::from_secs(20);
 /// # Errors
 /// When it does not compile.
 pub fn built_vmferry(release: bool) -> Result<PathBuf> {
+    let profile: &[&str] = if release { &["--release"] } else { &[] };
+    build_in(Path::new(env!("CARGO_MANIFEST_DIR")), profile)
+}
+
+/// Builds vmferry in the workspace around `folder` with further arguments of `cargo build`, and returns its path.
+///
+/// # Errors
+/// When it does not compile.
+pub fn build_in(folder: &Path, arguments: &[&str]) -> Result<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut build = Command::new(cargo);
     build
         .args(["build", "-p", "vmferry", "--bin", "vmferry"])
         .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
-    if release {
-        build.arg("--release");
-    }
+        .args(arguments)
+        .current_dir(folder);
     let messages = crate::command::run(&mut build).context("compiling vmferry")?;
     messages
         .lines()
@@ -120,6 +127,17 @@ impl<'lab> Agent<'lab> {
             return Err(error.context(format!("the agent on {} said:\n{said}", self.host.name())));
         }
         Ok(())
+    }
+
+    /// Starts the agent again on the same folder as the program `vmferry`, ending it first if it runs, as its administrator does
+    /// with a new version.
+    ///
+    /// # Errors
+    /// When it does not serve; what it said is in the error.
+    pub fn upgrade(&mut self, vmferry: &Path) -> Result<()> {
+        self.vmferry = vmferry.to_owned();
+        self.command_line = vmferry.to_owned();
+        self.restart()
     }
 
     /// Starts the agent again as on a host where none was before: all that it kept is gone but its certificate. It must have no

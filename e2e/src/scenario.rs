@@ -87,11 +87,23 @@ impl<'lab> Scenario<'lab> {
     /// As [`set_up`](Self::set_up).
     pub fn set_up_with(lab: &'lab Lab, a: &[&str], b: &[&str]) -> Result<Self> {
         let vmferry = built_vmferry(false)?;
+        Self::start((lab, &vmferry), (&vmferry, a), (&vmferry, b))
+    }
+
+    /// As [`set_up`](Self::set_up), with the agent on [`Host::A`] and that on [`Host::B`] of these programs.
+    ///
+    /// # Errors
+    /// When an agent does not serve.
+    pub fn of(lab: &'lab Lab, a: &Path, b: &Path) -> Result<Self> {
+        Self::start((lab, b), (a, &[]), (b, &[]))
+    }
+
+    fn start((lab, vmferry): (&'lab Lab, &Path), a: (&Path, &[&str]), b: (&Path, &[&str])) -> Result<Self> {
         Ok(Self {
             lab,
-            a: Agent::start_with(lab, Host::A, &vmferry, a)?,
-            b: Agent::start_with(lab, Host::B, &vmferry, b)?,
-            vmferry,
+            a: Agent::start_with(lab, Host::A, a.0, a.1)?,
+            b: Agent::start_with(lab, Host::B, b.0, b.1)?,
+            vmferry: vmferry.to_owned(),
             vms: RefCell::default(),
         })
     }

@@ -6,6 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use vmferry_core::page::{Ask, Batch, BatchBuilder, ask};
+use vmferry_fuzz::within;
 
 const PAGE_BYTES: usize = 4096;
 const PAGES: u8 = 5;
@@ -30,7 +31,9 @@ static BATCH: LazyLock<Batch> = LazyLock::new(|| {
     builder.cut(0, 1, Vec::new()).expect("there is something to cut")
 });
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(|data: &[u8]| within(4 << 20, || check(data)));
+
+fn check(data: &[u8]) {
     let Some((way, payload)) = data.split_first() else {
         return;
     };
@@ -40,7 +43,7 @@ fuzz_target!(|data: &[u8]| {
         1 => question(&[&0u64.to_be_bytes(), payload].concat()),
         _ => answer(payload),
     }
-});
+}
 
 fn question(payload: &[u8]) {
     let Some(asked) = Ask::decode(payload) else {

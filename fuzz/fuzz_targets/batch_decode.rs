@@ -9,8 +9,11 @@ use vmferry_core::{
     page::{Assembler, Codec, CodecSettings, Coders, Decoder, FingerprintKey},
     qemu::BlockId,
 };
+use vmferry_fuzz::within;
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(|input: &[u8]| within(64 << 20, || check(input)));
+
+fn check(input: &[u8]) {
     let mut payloads = input;
     let mut coders = Vec::from(Coders::auto());
     coders.push(CodecSettings {
@@ -48,4 +51,4 @@ fuzz_target!(|input: &[u8]| {
         };
         assert!(batch.stream().len() <= BATCH_PLAIN_BYTES_MAX);
     }
-});
+}

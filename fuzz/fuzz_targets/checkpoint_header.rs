@@ -8,9 +8,12 @@ use vmferry_content::{
     HostKey,
     checkpoint::layout::{HEADER_BYTES, Header},
 };
+use vmferry_fuzz::within;
 use xxhash_rust::xxh3::xxh3_64;
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(|data: &[u8]| within(64 << 10, || check(data)));
+
+fn check(data: &[u8]) {
     let Some((&[way, ref length @ ..], rest)) = data.split_first_chunk::<9>() else {
         return;
     };
@@ -40,4 +43,4 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(header.encode(&key), encoded);
         assert!(file_bytes / 4096 > header.blocks);
     }
-});
+}

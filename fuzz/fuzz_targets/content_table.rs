@@ -6,6 +6,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::convert::Infallible;
 use vmferry_core::page::{BlockTable, Catalog, KeptBlock, Place, content::BLOCK_BYTES, earlier};
+use vmferry_fuzz::within;
 
 /// A block for each byte, at a place that it chooses, too.
 fn kept(bytes: &[u8]) -> Vec<KeptBlock> {
@@ -13,7 +14,9 @@ fn kept(bytes: &[u8]) -> Vec<KeptBlock> {
     bytes.iter().map(block).collect()
 }
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(|data: &[u8]| within((256 << 10) + 64 * data.len(), || check(data)));
+
+fn check(data: &[u8]) {
     let Some((way, bytes)) = data.split_first() else {
         return;
     };
@@ -52,4 +55,4 @@ fuzz_target!(|data: &[u8]| {
     }
     let catalog = Catalog::new(vec![table.into()]).with_earlier(0, earlier);
     catalog.holds(&[way.wrapping_add(1); BLOCK_BYTES]);
-});
+}

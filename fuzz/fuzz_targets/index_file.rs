@@ -7,9 +7,12 @@ use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
 use vmferry_content::IndexHeader;
+use vmferry_fuzz::within;
 use xxhash_rust::xxh3::xxh3_64;
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(|data: &[u8]| within((64 << 10) + 16 * data.len(), || check(data)));
+
+fn check(data: &[u8]) {
     let Some((way, bytes)) = data.split_first() else {
         return;
     };
@@ -26,4 +29,4 @@ fuzz_target!(|data: &[u8]| {
             bytes.len() as u64
         );
     }
-});
+}

@@ -4,6 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use vmferry_core::qemu::Parser;
+use vmferry_fuzz::within;
 
 /// A stream up to its first RAM section, so that the fuzzer need not find all this by itself: 1 KiB pages, two blocks.
 const STARTED: &[u8] = b"QEVM\0\0\0\x03\
@@ -11,7 +12,9 @@ const STARTED: &[u8] = b"QEVM\0\0\0\x03\
     \x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\
     \0\0\0\0\0\x01\x04\x04\x01a\0\0\0\0\0\x01\0\0\x01b\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(|data: &[u8]| within((256 << 10) + 8 * data.len(), || check(data)));
+
+fn check(data: &[u8]) {
     let Some(([start, pieces @ ..], rest)) = data.split_first_chunk::<5>() else {
         return;
     };
@@ -46,4 +49,4 @@ fuzz_target!(|data: &[u8]| {
     }
     written.extend_from_slice(&stream[front..]);
     assert!(written == stream);
-});
+}

@@ -5,11 +5,14 @@
 use libfuzzer_sys::fuzz_target;
 use vmferry_core::limits::{BLOCK_NAME_BYTES_MAX, RETURN_PATH_PAYLOAD_BYTES_MAX};
 use vmferry_core::qemu::return_path::ReturnPath;
+use vmferry_fuzz::within;
 
 /// A message's head, its payload, and the length of a bitmap behind it.
 const WAIT_BYTES_MAX: usize = 4 + RETURN_PATH_PAYLOAD_BYTES_MAX + BLOCK_NAME_BYTES_MAX + 8;
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(|data: &[u8]| within((64 << 10) + 2 * data.len(), || check(data)));
+
+fn check(data: &[u8]) {
     let Some((piece, bytes)) = data.split_first() else {
         return;
     };
@@ -32,4 +35,4 @@ fuzz_target!(|data: &[u8]| {
         }
         assert!(read - front < WAIT_BYTES_MAX, "it waits for more than a message");
     }
-});
+}

@@ -13,6 +13,7 @@ use vmferry_core::{
     qemu::BlockId,
     session::{LaneError, Next, Reorder, TargetLane, Whole},
 };
+use vmferry_fuzz::within;
 
 const LANES: usize = 2;
 const CHARGE_MAX: u64 = LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64;
@@ -26,7 +27,9 @@ struct Session {
     assembler: Assembler,
 }
 
-fuzz_target!(|input: &[u8]| {
+fuzz_target!(|input: &[u8]| within(256 << 20, || check(input)));
+
+fn check(input: &[u8]) {
     let mut frames = input;
     let key = FingerprintKey::new([0; 32]);
     let mut session = Session {
@@ -47,7 +50,7 @@ fuzz_target!(|input: &[u8]| {
             }
         }
     }
-});
+}
 
 impl Session {
     /// Takes a frame; `None` if that ends the session.

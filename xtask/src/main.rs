@@ -3,10 +3,13 @@
 mod bench;
 mod capture;
 mod demo;
+mod fuzz;
+mod journal_cost;
 mod profile;
 mod redis;
 mod screen;
 mod setup;
+mod versions;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -30,6 +33,12 @@ enum Command {
     Profile(profile::ProfileArgs),
     /// Keep QEMU's migration stream of a guest at work in a file.
     Capture(capture::CaptureArgs),
+    /// Run the fuzz targets, one after the other.
+    Fuzz(fuzz::FuzzArgs),
+    /// Move guests between this version and another one, and upgrade agents in the middle.
+    Versions(versions::VersionsArgs),
+    /// Measure what the journal's writes take of a guest's pause.
+    JournalCost(journal_cost::JournalCostArgs),
 }
 
 fn main() -> Result<()> {
@@ -39,5 +48,8 @@ fn main() -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Capture(args) => capture::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Versions(args) => versions::run(&args),
+        Command::JournalCost(args) => journal_cost::run(&args),
     }
 }

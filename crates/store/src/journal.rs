@@ -198,8 +198,11 @@ fn encode<R: Serialize>(record: &R) -> Result<Vec<u8>, Error> {
     frame::encode(&serde_json::to_vec(record)?).ok_or(Error::TooLong)
 }
 
-/// The records in `bytes`, and where the last whole one ends.
-fn replay<R: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<R>, u64), Error> {
+/// The records in `bytes`, oldest first, and where the last whole one ends. `path` is what errors call the journal.
+///
+/// # Errors
+/// [`Error::NotAJournal`], [`Error::Damaged`], [`Error::Unknown`].
+pub fn replay<R: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<R>, u64), Error> {
     let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
         return Err(Error::NotAJournal { path: path.to_owned() });
     };

@@ -34,8 +34,8 @@ const CMD_DISC: u16 = 2;
 
 /// A connection to one export, ready to read. It blocks its thread.
 #[derive(Debug)]
-pub(super) struct Connection {
-    stream: File,
+pub struct Connection<S: Read + Write> {
+    stream: S,
     bytes: u64,
     /// Of the last request, so that an answer to another one is noticed.
     handle: u64,
@@ -43,7 +43,7 @@ pub(super) struct Connection {
 
 /// Why a read did not give what was asked for.
 #[derive(Debug)]
-pub(super) enum ReadError {
+pub enum ReadError {
     /// The server's answer; the connection is as good as before.
     Refused(io::Error),
     /// The connection is of no further use.
@@ -56,13 +56,22 @@ impl From<io::Error> for ReadError {
     }
 }
 
-impl Connection {
+impl Connection<File> {
     /// Connects and chooses the export.
     ///
     /// # Errors
     /// The server is not there, has no such export, or does not speak fixed newstyle NBD.
     pub(super) fn open(uri: &NbdUri) -> io::Result<Self> {
-        let mut stream = File::from(connect(&uri.server)?);
+        Self::over(File::from(connect(&uri.server)?), &uri.export)
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// Chooses the export of a server that was connected to.
+    ///
+    /// # Errors
+    /// The server has no such export, or does not speak fixed newstyle NBD.
+    pub fn over(mut stream: S, export: &str) -> io::Result<Self> {
         if read_u64(&mut stream)? != MAGIC || read_u64(&mut stream)? != OPTION_MAGIC {
             return Err(protocol_error("this is no newstyle NBD server"));
         }
@@ -71,7 +80,7 @@ impl Connection {
             return Err(protocol_error("the NBD server is too old (no fixed newstyle)"));
         }
         let client_flags = u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
-        stream.write_all(&[&client_flags.to_be_bytes()[..], &go_option(&uri.export)?].concat())?;
+        stream.write_all(&[&client_flags.to_be_bytes()[..], &go_option(export)?].concat())?;
         let bytes = read_export_size(&mut stream)?;
         Ok(Self {
             stream,
@@ -81,12 +90,15 @@ impl Connection {
     }
 
     /// The export's size, bytes.
-    pub(super) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Fills `buffer`, which is not longer than a server must answer, from `offset` on.
-    pub(super) fn read_exact_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<(), ReadError> {
+    ///
+    /// # Errors
+    /// [`ReadError`] says whether the connection is still of use.
+    pub fn read_exact_at(&mut self, buffer: &mut [u8], offset: u64) -> Result<(), ReadError> {
         let length = u32::try_from(buffer.len()).map_err(io::Error::other)?;
         self.handle = self.handle.wrapping_add(1);
         self.stream.write_all(&request(CMD_READ, self.handle, offset, length))?;
@@ -105,7 +117,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl<S: Read + Write> Drop for Connection<S> {
     /// Says goodbye, so that a server does not report a broken connection.
     fn drop(&mut self) {
         let _ = self.stream.write_all(&request(CMD_DISC, 0, 0, 0));
@@ -153,7 +165,7 @@ fn go_option(export: &str) -> io::Result<Vec<u8>> {
     Ok(option)
 }
 
-fn read_export_size(stream: &mut File) -> io::Result<u64> {
+fn read_export_size(stream: &mut impl Read) -> io::Result<u64> {
     let mut size = None;
     for _ in 0..REPLIES_MAX {
         if read_u64(stream)? != REPLY_MAGIC {
@@ -207,19 +219,19 @@ fn protocol_error(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-fn read_u16(stream: &mut File) -> io::Result<u16> {
+fn read_u16(stream: &mut impl Read) -> io::Result<u16> {
     let mut bytes = [0; 2];
     stream.read_exact(&mut bytes)?;
     Ok(u16::from_be_bytes(bytes))
 }
 
-fn read_u32(stream: &mut File) -> io::Result<u32> {
+fn read_u32(stream: &mut impl Read) -> io::Result<u32> {
     let mut bytes = [0; 4];
     stream.read_exact(&mut bytes)?;
     Ok(u32::from_be_bytes(bytes))
 }
 
-fn read_u64(stream: &mut File) -> io::Result<u64> {
+fn read_u64(stream: &mut impl Read) -> io::Result<u64> {
     let mut bytes = [0; 8];
     stream.read_exact(&mut bytes)?;
     Ok(u64::from_be_bytes(bytes))

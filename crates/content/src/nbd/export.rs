@@ -1,6 +1,7 @@
 //! An export as a source of content.
 
 use std::{
+    fs::File,
     io,
     sync::{Mutex, PoisonError},
 };
@@ -20,7 +21,7 @@ pub struct NbdExport {
     uri: NbdUri,
     bytes: u64,
     /// `None` after it broke and could not be made anew.
-    connection: Mutex<Option<Connection>>,
+    connection: Mutex<Option<Connection<File>>>,
 }
 
 impl NbdExport {
@@ -42,7 +43,7 @@ impl NbdExport {
         self.bytes
     }
 
-    fn connect_anew(&self) -> io::Result<Connection> {
+    fn connect_anew(&self) -> io::Result<Connection<File>> {
         let connection = Connection::open(&self.uri)?;
         if connection.bytes() != self.bytes {
             return Err(io::Error::other(format!(
@@ -54,7 +55,7 @@ impl NbdExport {
         Ok(connection)
     }
 
-    fn read_piece(&self, connection: &mut Option<Connection>, into: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_piece(&self, connection: &mut Option<Connection<File>>, into: &mut [u8], offset: u64) -> io::Result<()> {
         if let Some(open) = connection {
             match open.read_exact_at(into, offset) {
                 Ok(()) => return Ok(()),

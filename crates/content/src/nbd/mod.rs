@@ -4,9 +4,9 @@
 //! |---|---|
 //! | [`uri`] | where an export is |
 //! | [`export`] | an export as a source of content |
-//! | `connection` | as much of the protocol as that takes |
+//! | [`connection`] | as much of the protocol as that takes |
 
-mod connection;
+pub mod connection;
 pub mod export;
 pub mod uri;
 

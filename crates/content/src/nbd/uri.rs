@@ -60,6 +60,10 @@ fn parse(uri: &str) -> Option<NbdUri> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(bracketed) => {
             let (host, port) = bracketed.split_once(']')?;
+            // Without a colon it would print without brackets, as another URI or none.
+            if !host.contains(':') {
+                return None;
+            }
             (
                 host,
                 if port.is_empty() {
@@ -170,6 +174,9 @@ mod tests {
             "nbd://h:99999/x",
             "nbd+unix:///x",
             "nbd://[::1/x",
+            "nbd://[[]/x",
+            "nbd://[]/x",
+            "nbd://[storage]/x",
             "nbd://h/%zz",
             "nbd://h/%e",
         ] {

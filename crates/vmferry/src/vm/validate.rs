@@ -1,10 +1,10 @@
 //! What a definition must hold besides well-formed fields. Every problem is found in one go.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use vmferry_core::limits::GUEST_BYTES_MAX;
 
-use super::definition::{Disk, MemoryBackend, Nic, VmDefinition, parse_uuid};
+use super::definition::{Disk, MemoryBackend, Nic, Serial, VmDefinition, parse_uuid};
 
 /// What [`is_name`] asks for.
 const NAME_RULE: &str = "begin with a letter or digit, go on with these or '-', '_' and '.',";
@@ -225,10 +225,22 @@ fn boot(definition: &VmDefinition, problems: &mut Vec<String>) {
     if definition.kernel.is_none() && (definition.initrd.is_some() || definition.append.is_some()) {
         problems.push("kernel: initrd and append belong to a kernel".to_owned());
     }
-    let has_nul = |text: &String| text.contains('\0');
-    if definition.extra_args.iter().any(has_nul) || definition.append.as_ref().is_some_and(has_nul) {
-        problems.push("extra_args, append: an argument cannot contain a zero byte".to_owned());
+    let serial = definition.serial.as_ref().map(|serial| match serial {
+        Serial::File(path) | Serial::Socket(path) => Some(path),
+        Serial::Pty => None,
+    });
+    let paths = [&definition.kernel, &definition.initrd, &definition.memory.path];
+    let paths = paths.into_iter().flatten().chain(serial.flatten());
+    let mut texts = definition.extra_args.iter().chain(&definition.append);
+    if texts.any(|text| text.contains('\0')) || paths.into_iter().any(|path| has_zero_byte(path)) {
+        problems.push(
+            "kernel, initrd, append, memory.path, serial, extra_args: an argument cannot contain a zero byte".to_owned(),
+        );
     }
+}
+
+fn has_zero_byte(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().contains(&0)
 }
 
 /// See [`NAME_RULE`]. It keeps out everything that QEMU's option parser or a path would take for syntax.

@@ -162,6 +162,24 @@ fn all_problems_are_told_at_once() {
 }
 
 #[test]
+fn an_argument_with_a_zero_byte_is_a_problem() {
+    let whole = VmDefinition::from_toml(FULL).unwrap();
+    let zero = || Some("/a\0b".into());
+    let wrong: [fn(&mut VmDefinition, Option<PathBuf>); 4] = [
+        |definition, path| definition.kernel = path,
+        |definition, path| definition.initrd = path,
+        |definition, path| definition.serial = path.map(Serial::File),
+        |definition, _| definition.extra_args = vec!["a\0b".to_owned()],
+    ];
+    for make_wrong in wrong {
+        let mut definition = whole.clone();
+        make_wrong(&mut definition, zero());
+        let error = definition.validated().unwrap_err();
+        assert!(error.to_string().contains("zero byte"), "{error}");
+    }
+}
+
+#[test]
 fn numa_memory_that_overflows_is_a_problem() {
     let mut definition = VmDefinition::from_toml(FULL).unwrap();
     for node in &mut definition.numa {
