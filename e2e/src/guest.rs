@@ -225,6 +225,9 @@ pub struct Silence {
     pub received: u64,
     /// Ticks sent and never received.
     pub lost: u64,
+    /// Ticks that came after a later one. A guest that ran in two places, or from a state that it had left already, sends
+    /// such ticks.
+    pub repeated: u64,
     /// The longest time between two ticks at the receiver.
     pub gap_max: Duration,
     /// The longest time between two ticks by the guest's own clock: what of the gap is the guest's
@@ -249,6 +252,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Silence> {
         }
         last = Some(now);
         let [count, _, guest_gap] = fields(datagram);
+        silence.repeated += u64::from(count < sent);
         sent = sent.max(count + 1);
         silence.received += 1;
         silence.guest_gap_max = silence.guest_gap_max.max(Duration::from_nanos(guest_gap));
