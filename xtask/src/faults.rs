@@ -24,12 +24,13 @@ mod step;
 mod world;
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use vmferry_e2e::agent::built_vmferry;
-use vmferry_e2e::net::Lab;
+use vmferry_e2e::net::{Host, Lab};
 
 use crate::setup;
 use campaign::{Campaign, Run};
@@ -77,7 +78,6 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
     let mut runs = Vec::new();
     let result = carry_out(args.seed, numbers, &args.out, &mut runs);
     let table = histogram::render(args.seed, &runs);
-    fs::write(args.out.join("runs.json"), serde_json::to_vec_pretty(&runs)?)?;
     fs::write(args.out.join("faults.md"), &table)?;
     fs::write(args.out.join("faults.svg"), plot::render(&runs))?;
     println!("\n{table}");
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
 }
 
 /// Carries runs out on hosts of their own, which are gone at the end.
-fn carry_out(seed: u32, numbers: std::ops::Range<u32>, out: &Path, runs: &mut Vec<Run>) -> Result<()> {
+fn carry_out(seed: u32, numbers: Range<u32>, out: &Path, runs: &mut Vec<Run>) -> Result<()> {
     let vmferry = built_vmferry(false)?;
     let lab = Lab::new()?;
     let mut campaign = Campaign::begin(&lab, &vmferry, seed, out)?;
@@ -97,6 +97,8 @@ fn carry_out(seed: u32, numbers: std::ops::Range<u32>, out: &Path, runs: &mut Ve
         let run = campaign.run(number)?;
         println!("{run}");
         runs.push(run);
+        // A campaign takes hours: whoever ends it early has what was found until then.
+        fs::write(out.join("runs.json"), serde_json::to_vec_pretty(runs)?)?;
     }
     campaign.finish()?;
     ensure_gone(lab)
@@ -106,10 +108,10 @@ fn carry_out(seed: u32, numbers: std::ops::Range<u32>, out: &Path, runs: &mut Ve
 fn ensure_gone(lab: Lab) -> Result<()> {
     let folder = lab.folder().to_owned();
     lab.clean_up();
-    anyhow::ensure!(!folder.exists(), "{} is left over", folder.display());
-    for host in vmferry_e2e::net::Host::ALL {
+    ensure!(!folder.exists(), "{} is left over", folder.display());
+    for host in Host::ALL {
         let namespace = Path::new("/run/netns").join(lab.namespace(host));
-        anyhow::ensure!(!namespace.exists(), "{} is left over", namespace.display());
+        ensure!(!namespace.exists(), "{} is left over", namespace.display());
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use vmferry_e2e::scenario::address;
 use super::client::{Client, ensure_recorded};
 use super::evidence;
 use super::inject::{Carried, carry_out};
-use super::judge::{Place, ensure_clean, ensure_true, settle};
+use super::judge::{Place, ensure_calm, ensure_true, settle};
 use super::plan::{Fault, Plan, Side};
 use super::step::Journals;
 use super::world::{DATA, VM, World};
@@ -150,7 +150,7 @@ impl<'lab> Campaign<'lab> {
             false => Some(migration.report()?),
         };
         ensure_true(plan, &self.world, place, report.as_ref(), &journals)?;
-        ensure_clean(&self.world, place)?;
+        ensure_calm(&self.world)?;
         let silence = match place {
             Place::Running(at) => {
                 let mut client = traffic.finish()?;

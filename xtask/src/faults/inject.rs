@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
@@ -15,6 +16,9 @@ use super::world::{VM, World, clock};
 
 /// How far a clock may jump, seconds: less than TLS, a lease or a reader of a log would notice, and a day.
 const JUMPS_S: [i64; 6] = [-86_400, -3_600, -5, 5, 3_600, 86_400];
+/// How long a target may take to start its QEMU.
+const QEMU_STARTS_MAX: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const BALLAST_CHUNK: usize = 1 << 20;
 
 /// What an injection did.
@@ -42,7 +46,16 @@ pub(crate) fn carry_out(world: &mut World, plan: &Plan) -> Result<Carried> {
             hold();
             restarted = Some(host);
         }
-        Fault::KillQemu(side) => out = kill_qemu(world.agent(world.host(side)))?,
+        Fault::KillQemu(Side::Source) => out = kill_qemu(world.agent(source))?,
+        Fault::KillQemu(Side::Target) => {
+            // It may be only coming.
+            let started = Instant::now();
+            out = kill_qemu(world.agent(target))?;
+            while !out && started.elapsed() < QEMU_STARTS_MAX {
+                thread::sleep(LOOK_AGAIN);
+                out = kill_qemu(world.agent(target))?;
+            }
+        }
         Fault::CutLink(side) => {
             let host = world.host(side);
             world.lab.link_down(host)?;

@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use crate::random::Random;
 
-/// The shortest and the longest that a link or a disk fails, seconds.
-const FAILURE_S: (f64, f64) = (0.1, 30.0);
+/// The shortest and the longest that a link fails, seconds.
+const CUT_S: (f64, f64) = (0.1, 30.0);
+/// The same of all else: what comes later finds the migration ended.
+const FAILURE_S: (f64, f64) = (0.1, 4.0);
 /// Longer than the silence after which an agent counts its peer as lost, seconds.
 const PAUSE_S: (f64, f64) = (12.0, 15.0);
 /// The longest time from a step to the fault, milliseconds.
@@ -179,7 +181,7 @@ impl Plan {
         let mut random = Random::new(!seed, number);
         let (shortest, longest) = match fault {
             Fault::PauseAgent(_) => PAUSE_S,
-            Fault::KillAgent(_) | Fault::JumpClock(_) => (FAILURE_S.0, FAILURE_S.1 / 10.0),
+            Fault::CutLink(_) | Fault::CutDirection(_) => CUT_S,
             _ => FAILURE_S,
         };
         // As many short ones as long ones: the logarithm is drawn.

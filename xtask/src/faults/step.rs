@@ -36,7 +36,12 @@ impl Journals {
     pub(crate) fn reach(&self, step: Step, migration: &mut Migration) -> Result<bool> {
         let (side, record) = match step {
             // A migration that ends before says so as an error; whatever else is wrong with it shows when the run is judged.
-            Step::PreCopy => return Ok(migration.until_precopy().is_ok()),
+            Step::PreCopy => {
+                let crossing = migration.until("its pre-copy", |progress| {
+                    progress["stage"] == "precopy" && progress["wire_bytes"].as_u64() > Some(0)
+                });
+                return Ok(crossing.is_ok());
+            }
             Step::SecondRound => {
                 let second = migration.until("its second round", |progress| progress["round"].as_u64() >= Some(2));
                 return Ok(second.is_ok());

@@ -27,10 +27,11 @@ const DISK_BYTES: u64 = 64 << 20;
 const MEMORY_LIMIT: &str = "320MiB";
 /// The disk with an agent's state: room for its journal, its log and what it keeps of the guest's memory.
 const STATE_DISK_MIB: u32 = 512;
-/// What the guest has in memory, bytes: some that stays, and some that it keeps writing to, so many bytes a second.
+/// What the guest has in memory, bytes: some that stays, and some that it keeps writing anew, so many bytes a second. Of that
+/// the host that it comes back to has nothing.
 const FILLED_BYTES: u32 = 16 << 20;
-const DIRTY_BYTES: u32 = 8 << 20;
-const DIRTY_BYTES_PER_S: u32 = 2 << 20;
+const DIRTY_BYTES: u32 = 12 << 20;
+const DIRTY_BYTES_PER_S: u32 = 3 << 20;
 
 /// What a fault campaign runs on.
 pub(crate) struct World<'lab> {
@@ -80,7 +81,7 @@ impl<'lab> World<'lab> {
         self.at = Host::A;
         let mut guest = Guest::connect(self.lab, Host::Client, self.spec.address(), BOOT_MAX)?;
         guest.ask(&format!("fill random {FILLED_BYTES}"))?;
-        guest.ask(&format!("dirty counter {DIRTY_BYTES} {DIRTY_BYTES_PER_S}"))?;
+        guest.ask(&format!("dirty random {DIRTY_BYTES} {DIRTY_BYTES_PER_S}"))?;
         Client::connect(self.lab, guest)
     }
 
