@@ -24,7 +24,6 @@ mod step;
 mod world;
 
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -89,7 +88,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
 }
 
 /// Carries runs out on hosts of their own, which are gone at the end.
-fn carry_out(seed: u32, numbers: Range<u32>, out: &Path, runs: &mut Vec<Run>) -> Result<()> {
+fn carry_out(seed: u32, numbers: impl IntoIterator<Item = u32>, out: &Path, runs: &mut Vec<Run>) -> Result<()> {
     let vmferry = built_vmferry(false)?;
     let lab = Lab::new()?;
     let mut campaign = Campaign::begin(&lab, &vmferry, seed, out)?;
