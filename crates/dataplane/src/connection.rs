@@ -101,12 +101,18 @@ impl Receiver {
     /// Waits for a frame. The payload is valid until the next call.
     pub fn receive(&mut self) -> Result<(Kind, &[u8]), ConnectionError> {
         let mut header = [0; HEADER_BYTES];
-        self.hurry()?;
-        let read = match &self.lane {
-            Some(lane) => lane.read(&mut header, self.patience),
-            None => self.stream.read(&mut header),
+        let read = loop {
+            self.hurry()?;
+            let read = match &self.lane {
+                Some(lane) => lane.read(&mut header, self.patience),
+                None => self.stream.read(&mut header),
+            };
+            match read {
+                // A process that was stopped and goes on has its wait interrupted where that has a limit.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read.map_err(|error| self.read_error(error))?,
+            }
         };
-        let read = read.map_err(|error| self.read_error(error))?;
         if read == 0 {
             return Err(ConnectionError::Closed);
         }
