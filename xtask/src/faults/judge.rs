@@ -148,10 +148,11 @@ pub(crate) fn ensure_true(
             said.contains(&place),
             "the guest is {place:?}, but the report says {report:#}"
         );
-        // One host refuses what the run before left over on it. A disk that fails is a reason of its own.
+        // A host refuses for what the run before left over on it. A disk that fails, and a QEMU that ends while it starts, are
+        // reasons of their own.
         let may_refuse = matches!(
             plan.fault,
-            Fault::FillDisk(Side::Target) | Fault::FailWrites(Side::Target)
+            Fault::FillDisk(Side::Target) | Fault::FailWrites(Side::Target) | Fault::KillQemu(Side::Target)
         );
         ensure!(report["outcome"] != "refused" || may_refuse, "refused: {report:#}");
     }
