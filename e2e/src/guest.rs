@@ -225,11 +225,25 @@ pub struct Silence {
     pub received: u64,
     /// Ticks sent and never received.
     pub lost: u64,
+    /// Ticks that came after a later one. A guest that ran in two places, or from a state that it had left already, sends
+    /// such ticks.
+    pub repeated: u64,
     /// The longest time between two ticks at the receiver.
     pub gap_max: Duration,
     /// The longest time between two ticks by the guest's own clock: what of the gap is the guest's
     /// own scheduling.
     pub guest_gap_max: Duration,
+}
+
+impl Silence {
+    /// Counts a tick that came; `sent` is how many the guest has sent by what came so far.
+    fn count(&mut self, datagram: [u8; 24], sent: &mut u64) {
+        let [count, _, guest_gap] = fields(datagram);
+        self.repeated += u64::from(count < *sent);
+        *sent = (*sent).max(count.saturating_add(1));
+        self.received += 1;
+        self.guest_gap_max = self.guest_gap_max.max(Duration::from_nanos(guest_gap));
+    }
 }
 
 fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Silence> {
@@ -248,10 +262,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Silence> {
             silence.gap_max = silence.gap_max.max(now - last);
         }
         last = Some(now);
-        let [count, _, guest_gap] = fields(datagram);
-        sent = sent.max(count + 1);
-        silence.received += 1;
-        silence.guest_gap_max = silence.guest_gap_max.max(Duration::from_nanos(guest_gap));
+        silence.count(datagram, &mut sent);
     }
     ensure!(silence.received > 0, "the guest never sent a tick");
     silence.lost = sent.saturating_sub(silence.received);
@@ -265,4 +276,26 @@ fn fields(datagram: [u8; 24]) -> [u64; 3] {
         *field = bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
     }
     fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tick(count: u64) -> [u8; 24] {
+        let mut datagram = [0; 24];
+        datagram[..8].copy_from_slice(&count.to_le_bytes());
+        datagram
+    }
+
+    #[test]
+    fn ticks_of_another_copy_are_told_from_lost_ones() {
+        let mut silence = Silence::default();
+        let mut sent = 0;
+        // Tick 3 is lost; the second 4 and the 2 are of another copy.
+        for count in [0, 1, 2, 4, 4, 2, 5] {
+            silence.count(tick(count), &mut sent);
+        }
+        assert_eq!((silence.received, silence.repeated, sent), (7, 2, 6));
+    }
 }

@@ -1,5 +1,7 @@
 //! A QEMU or an agent that dies in the middle: exactly one host runs the guest afterwards, and it is whole.
 
+use std::fs;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -134,6 +136,29 @@ fn the_target_agents_death_before_prepared_leaves_the_guest_on_its_source() -> R
     // It finds the half of a copy that it had, and drops it.
     scenario.b.restart()?;
     goes_on_a_and_moves_then(&scenario, guest)
+}
+
+#[test]
+fn agents_that_are_stopped_and_go_on_before_they_are_missed_move_the_guest() -> Result<()> {
+    let lab = Lab::new()?;
+    let scenario = Scenario::set_up(&lab)?;
+    let mut guest = guest_on_a(&scenario)?;
+    let mut migration = Migration::begin(&scenario.a, "web", &address(Host::B), &SLOWLY)?;
+    migration.until_precopy()?;
+    for agent in [&scenario.a, &scenario.b] {
+        let pid = agent.pid().context("it does not run")?;
+        let process = Pid::from_raw(i32::try_from(pid)?).context("no process")?;
+        kill_process(process, Signal::STOP)?;
+        // Until then it could go on without having stopped.
+        while !fs::read_to_string(format!("/proc/{pid}/stat"))?.contains(") T ") {
+            thread::yield_now();
+        }
+        kill_process(process, Signal::CONT)?;
+    }
+    let report = migration.report()?;
+    assert_eq!(report["outcome"], "completed", "{report:#}");
+    scenario.settles(&[], &["web"])?;
+    ensure_alive(&mut guest)
 }
 
 #[test]

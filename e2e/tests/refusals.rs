@@ -72,9 +72,9 @@ impl<'lab> Demanding<'lab> {
         Ok(())
     }
 
-    /// The host has its bridge again, and a VM that has nothing but the same name.
+    /// The host has a VM that has nothing but the same name.
     fn is_refused_by_another_of_its_name(&mut self) -> Result<()> {
-        self.scenario.replace_b(&rename_bridge("other0", BRIDGE), &[])?;
+        self.scenario.replace_b("", &[])?;
         let path = self.scenario.lab.folder().join("namesake.toml");
         let machine = pinned_machine()?;
         let namesake = format!(
@@ -90,9 +90,19 @@ impl<'lab> Demanding<'lab> {
 
 /// QEMU whose processors lack a feature, as a program of its own.
 fn qemu_without(lab: &Lab, feature: &str) -> Result<String> {
-    let path = lab.folder().join(format!("qemu-without-{feature}"));
-    let script = format!("#!/bin/sh\nexec qemu-system-x86_64 \"$@\" -global max-x86_64-cpu.{feature}=off\n");
-    fs::write(&path, script)?;
+    let script = format!("exec qemu-system-x86_64 \"$@\" -global max-x86_64-cpu.{feature}=off");
+    program(lab, &format!("qemu-without-{feature}"), &script)
+}
+
+/// QEMU that ends before it takes a guest in.
+fn qemu_that_takes_nothing_in(lab: &Lab) -> Result<String> {
+    let script = "case \"$*\" in *-incoming*) exit 1;; esac\nexec qemu-system-x86_64 \"$@\"";
+    program(lab, "qemu-that-takes-nothing-in", script)
+}
+
+fn program(lab: &Lab, name: &str, script: &str) -> Result<String> {
+    let path = lab.folder().join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(path.display().to_string())
 }
@@ -134,6 +144,14 @@ fn a_target_refuses_with_every_reason_at_once() -> Result<()> {
         ],
     )?;
     vm.is_refused("", &[], &["no bridge br0"])?;
+    let stillborn = qemu_that_takes_nothing_in(&lab)?;
+    vm.is_refused(
+        &rename_bridge("other0", BRIDGE),
+        &["--qemu", &stillborn],
+        &["QEMU does not start VM web"],
+    )?;
+    let files = vm.scenario.b.folder().join("vms").join("web");
+    assert!(!files.exists(), "{} is left over", files.display());
     vm.is_refused_by_another_of_its_name()?;
     // The distribution may have no older QEMU to try.
     if let Some(qemu) = debian12::qemu()? {

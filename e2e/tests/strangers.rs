@@ -80,6 +80,8 @@ fn introduces(lab: &Lab, from: Host, folder: &Folder) -> Result<[Result<(), Stri
         software: "test".to_owned(),
         port: PORT,
         lane: Lane::Control,
+        connection: None,
+        heard: None,
     };
     lab.within(from, || {
         Ok(agents().map(|agent| {

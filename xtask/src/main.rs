@@ -3,9 +3,11 @@
 mod bench;
 mod capture;
 mod demo;
+mod faults;
 mod fuzz;
 mod journal_cost;
 mod profile;
+mod random;
 mod redis;
 mod screen;
 mod setup;
@@ -29,6 +31,8 @@ enum Command {
     Demo,
     /// Measure vmferry beside QEMU's own migrations: results.json, RESULTS.md, results.svg.
     Bench(bench::BenchArgs),
+    /// Have something fail in each of many migrations of a real guest, and check that nothing is lost.
+    Faults(faults::FaultsArgs),
     /// Show where the processor time of a move goes, by `perf`.
     Profile(profile::ProfileArgs),
     /// Keep QEMU's migration stream of a guest at work in a file.
@@ -46,6 +50,7 @@ fn main() -> Result<()> {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::Faults(args) => faults::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Capture(args) => capture::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),

@@ -11,7 +11,7 @@ const PORT: u16 = 6379;
 /// Requests under way at once in [`Redis::set_all`] and [`Redis::check_all`].
 const PIPELINE: usize = 64;
 /// Longer than any pause of a guest that is still alive.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+const ANSWER_MAX: Duration = Duration::from_secs(120);
 /// The longest value that is read.
 const VALUE_BYTES_MAX: usize = 1 << 20;
 

@@ -194,6 +194,15 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
     }
 }
 
+/// What the journal at `path` holds, oldest first, without opening it for writing: for tools, also while an agent has it open.
+///
+/// # Errors
+/// [`Error::NotAJournal`], [`Error::Damaged`], [`Error::Unknown`], [`Error::Io`].
+pub fn read<R: DeserializeOwned>(path: &Path) -> Result<Vec<R>, Error> {
+    let bytes = fs::read(path).map_err(io_error("read", path))?;
+    replay(path, &bytes).map(|(records, _)| records)
+}
+
 fn encode<R: Serialize>(record: &R) -> Result<Vec<u8>, Error> {
     frame::encode(&serde_json::to_vec(record)?).ok_or(Error::TooLong)
 }

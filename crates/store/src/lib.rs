@@ -15,4 +15,4 @@ mod frame;
 mod journal;
 
 pub use frame::RECORD_BYTES_MAX;
-pub use journal::{Error, Journal, Opened, replay};
+pub use journal::{Error, Journal, Opened, read, replay};

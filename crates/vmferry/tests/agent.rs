@@ -44,6 +44,16 @@ async fn a_vm_runs_is_listed_and_stops() {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let host = Host::start_logging_to("/dev/full").await;
+    let run = host.cli(&["run", &host.definition("web")]).await;
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let stop = host.cli(&["stop", "web"]).await;
+    assert_eq!(stop.code, 0, "{}", stop.stderr);
+    assert_eq!(host.cli(&["ps"]).await.stdout, "");
+}
+
+#[tokio::test]
 async fn the_exit_code_says_what_is_wrong() {
     let host = Host::start().await;
     assert_eq!(host.cli(&["stop", "nobody"]).await.code, 7);

@@ -81,6 +81,26 @@ pub fn fsck(path: &Path, format: &str) -> Result<()> {
     Ok(())
 }
 
+/// Checks the ext4 file system in the raw image `path` that a running guest has mounted and does not write to: on a copy,
+/// after what its journal holds was replayed there, as the next mount would.
+///
+/// # Errors
+/// When the file system has errors: e2fsck's findings are in the message.
+pub fn fsck_mounted(path: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("disk.raw");
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-U", "-f", "raw", "-O", "raw"]);
+    run(convert.arg(path).arg(&copy))?;
+    run(Command::new("/sbin/e2fsck")
+        .args(["-E", "journal_only", "-y"])
+        .arg(&copy))
+    .with_context(|| format!("the journal of the file system in {} can't be replayed", path.display()))?;
+    run(Command::new("/sbin/e2fsck").arg("-fn").arg(&copy))
+        .with_context(|| format!("the file system in {} has errors", path.display()))?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

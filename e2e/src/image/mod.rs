@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 
-pub use disk::{compressed_qcow2_of, ext4_disk, fsck, overlay_of, page_cache_disk, qcow2_of};
+pub use disk::{compressed_qcow2_of, ext4_disk, fsck, fsck_mounted, overlay_of, page_cache_disk, qcow2_of};
 
 /// What a guest boots from.
 #[derive(Clone, Debug)]

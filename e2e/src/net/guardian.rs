@@ -14,8 +14,8 @@ use anyhow::{Context, Result};
 
 use crate::command::{command, run};
 
-/// Arguments: the folder to remove, then the namespaces. A process that does not end within 10 s
-/// of its SIGKILL is left to the kernel. The youngest are killed first: a command that waits for an agent
+/// Arguments: the folder to remove, with what is mounted in it, then the namespaces. A process that does not end within
+/// 10 s of its SIGKILL is left to the kernel. The youngest are killed first: a command that waits for an agent
 /// goes before the agent, and does not report its end to the terminal.
 const SCRIPT: &str = r#"
 cat >/dev/null
@@ -28,6 +28,9 @@ for namespace in "$@"; do
         sleep 0.02
     done
     ip netns delete "$namespace"
+done
+for mounted in "$folder"/*; do
+    if mountpoint -q "$mounted"; then umount "$mounted" || umount -l "$mounted"; fi
 done
 rm -rf "$folder"
 "#;

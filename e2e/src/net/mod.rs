@@ -31,6 +31,8 @@ pub const PREFIX_BITS: u8 = 24;
 pub const BRIDGE: &str = "br0";
 
 const UPLINK: &str = "up0";
+/// An Ethernet address that no interface has.
+const NOBODY: &str = "02:00:00:00:ff:ff";
 
 /// The hosts of a [`Lab`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +76,11 @@ impl Host {
 
     const fn has_bridge(self) -> bool {
         matches!(self, Self::A | Self::B)
+    }
+
+    /// The interface that has the host's address.
+    const fn interface(self) -> &'static str {
+        if self.has_bridge() { BRIDGE } else { UPLINK }
     }
 }
 
@@ -150,20 +157,18 @@ impl Lab {
             ),
         )?;
         let mut script = String::from("link set lo up\n");
-        let interface = if host.has_bridge() {
+        if host.has_bridge() {
             script.push_str(&format!(
                 "link add {BRIDGE} type bridge forward_delay 0 mcast_snooping 0\n\
                  link set {UPLINK} master {BRIDGE}\n\
                  link set {BRIDGE} address {} up\n",
                 bridge_mac(host)
             ));
-            BRIDGE
-        } else {
-            UPLINK
-        };
+        }
         script.push_str(&format!(
-            "link set {UPLINK} up\naddress add {}/{PREFIX_BITS} dev {interface}\n",
-            host.address()
+            "link set {UPLINK} up\naddress add {}/{PREFIX_BITS} dev {}\n",
+            host.address(),
+            host.interface()
         ));
         self.ip(name, &script)
     }
@@ -254,6 +259,87 @@ impl Lab {
         self.ip("switch", &format!("link set {} up\n", host.name()))
     }
 
+    /// Loses all that the host `from` sends to the host `to` itself, silently and in this direction only; what guests and
+    /// other hosts send goes on.
+    ///
+    /// # Errors
+    /// When `ip` fails; its message is in the error.
+    pub fn lose_packets(&self, from: Host, to: Host) -> Result<()> {
+        // Sent to an address that no interface has.
+        self.ip(
+            from.name(),
+            &format!(
+                "neigh replace {} lladdr {NOBODY} dev {} nud permanent\n",
+                to.address(),
+                from.interface()
+            ),
+        )
+    }
+
+    /// Ends [`Lab::lose_packets`].
+    ///
+    /// # Errors
+    /// When `ip` fails; its message is in the error.
+    pub fn deliver_packets(&self, from: Host, to: Host) -> Result<()> {
+        self.ip(
+            from.name(),
+            &format!("neigh del {} dev {}\n", to.address(), from.interface()),
+        )
+    }
+
+    /// Breaks one of the TCP connections that processes on `from` opened to `port` on `to`, whichever `choice` falls on;
+    /// both ends are told. Returns `false` where there is none.
+    ///
+    /// # Errors
+    /// When `ss` fails; its message is in the error.
+    pub fn break_connection(&self, from: Host, to: Host, port: u16, choice: usize) -> Result<bool> {
+        let namespace = self.namespace(from);
+        let peer = format!("{}:{port}", to.address());
+        let open = run(command("ss", ["-N", &namespace, "-Htn", "state", "established"]).args(["dst", &peer]))?;
+        // Bytes received and sent that wait, then the local end.
+        let ends: Vec<&str> = open.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
+        let Some(end) = choice.checked_rem(ends.len()).and_then(|chosen| ends.get(chosen)) else {
+            return Ok(false);
+        };
+        run(command("ss", ["-N", &namespace, "-K", "-Htn", "src", end]).args(["dst", &peer]))?;
+        Ok(true)
+    }
+
+    /// Gives the host a small disk of its own, in memory: the folder that an agent on it keeps its state in
+    /// ([`Agent::folder`](crate::agent::Agent::folder)) is all of it.
+    ///
+    /// # Errors
+    /// When it can't be mounted.
+    pub fn add_state_disk(&self, host: Host, mib: u32) -> Result<()> {
+        let folder = self.folder.join(host.name());
+        std::fs::create_dir_all(&folder)?;
+        let size = format!("size={mib}m");
+        run(command("mount", ["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&folder))?;
+        Ok(())
+    }
+
+    /// The processes on the host.
+    ///
+    /// # Errors
+    /// When `ip` fails; its message is in the error.
+    pub fn processes(&self, host: Host) -> Result<Vec<u32>> {
+        let listed = run(&mut command("ip", ["netns", "pids", &self.namespace(host)]))?;
+        Ok(listed.lines().filter_map(|pid| pid.parse().ok()).collect())
+    }
+
+    /// The names of the host's network interfaces.
+    ///
+    /// # Errors
+    /// When `ip` fails; its message is in the error.
+    pub fn interfaces(&self, host: Host) -> Result<Vec<String>> {
+        let listed = run(&mut command("ip", ["-n", &self.namespace(host), "-o", "link"]))?;
+        let name = |line: &str| {
+            let shown = line.split(": ").nth(1)?;
+            shown.split('@').next().map(str::to_owned)
+        };
+        Ok(listed.lines().filter_map(name).collect())
+    }
+
     /// Bytes that the host has sent to the switch, with Ethernet headers.
     ///
     /// # Errors
@@ -288,12 +374,7 @@ impl Lab {
     /// # Errors
     /// When `ip` fails; its message is in the error.
     pub fn has_interface(&self, host: Host, name: &str) -> Result<bool> {
-        let namespace = self.namespace(host);
-        let listed = run(&mut command("ip", ["-n", &namespace, "-o", "link"]))?;
-        Ok(listed.lines().any(|line| {
-            let shown = line.split(": ").nth(1).unwrap_or_default();
-            shown.split('@').next() == Some(name)
-        }))
+        Ok(self.interfaces(host)?.iter().any(|interface| interface == name))
     }
 
     /// Runs the lines of `script` as `ip` commands in the namespace.

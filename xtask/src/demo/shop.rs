@@ -4,6 +4,8 @@
 
 use std::fmt::Write;
 
+use crate::random::Random;
+
 /// Orders, about 200 MB together.
 pub(crate) const ORDERS: u32 = 60_000;
 /// Sessions, a few hundred bytes each.
@@ -75,31 +77,4 @@ pub(crate) fn session(number: u32, version: u32) -> (String, String) {
         random.next(),
     );
     (format!("session:{number}"), value)
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// The sequence of a number and a version.
-    pub(crate) fn new(number: u32, version: u32) -> Self {
-        Self(u64::from(number) << 32 | u64::from(version))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub(crate) fn below(&mut self, bound: u32) -> u32 {
-        (self.next() % u64::from(bound)) as u32
-    }
-
-    fn one_of<'a>(&mut self, words: &[&'a str]) -> &'a str {
-        words[self.below(words.len() as u32) as usize]
-    }
 }

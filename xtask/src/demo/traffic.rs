@@ -9,7 +9,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use vmferry_e2e::guest::Guest;
 use vmferry_e2e::net::{Host, Lab};
 
-use super::shop::{ORDERS, Random, SESSIONS, order, session};
+use super::shop::{ORDERS, SESSIONS, order, session};
+use crate::random::Random;
 use crate::redis::Redis;
 
 /// The file on the guest's disk that records are appended to.

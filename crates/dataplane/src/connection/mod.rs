@@ -269,11 +269,17 @@ impl Receiver {
         };
         let mut header = [0; HEADER_BYTES];
         let silence = self.channel.silence();
-        let read = match &self.lane {
-            Some(lane) => lane.read(incoming, &mut header, silence),
-            None => incoming.read(&mut &*stream, &mut header),
+        let read = loop {
+            let read = match &self.lane {
+                Some(lane) => lane.read(incoming, &mut header, silence),
+                None => incoming.read(&mut &*stream, &mut header),
+            };
+            match read {
+                // A process that was stopped and goes on has its wait interrupted where that has a limit.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read.map_err(|error| read_error(error, silence))?,
+            }
         };
-        let read = read.map_err(|error| read_error(error, silence))?;
         if read == 0 {
             return Err(ConnectionError::Closed);
         }

@@ -23,7 +23,7 @@ use crate::agent::Agent;
 use crate::agent::record::Record;
 use crate::content::name::ContentName;
 use crate::host::{DiskFacts, TargetFacts, examine};
-use crate::vm::{RunningVm, find_again};
+use crate::vm::{Process, RunningVm, find_again};
 
 /// How long a reservation waits for known content: a disk's server may not answer, and pages can be sent.
 const CONTENTS_LIMIT: Duration = Duration::from_secs(5);
@@ -418,9 +418,24 @@ impl Driver {
                 Ok(reservation)
             }
             Err(reason) => {
+                self.remove_files(&admission.definition.name);
                 super::offer::give_back(&self.agent, &self.handover, &reason);
                 Err(vec![reason])
             }
+        }
+    }
+
+    /// Removes what is left of a copy whose QEMU did not start, or was ended again.
+    fn remove_files(&self, vm: &str) {
+        let folder = self.agent.folder(vm);
+        // One that lives all the same is found by its files.
+        let removed = match Process::find(&folder.pid()) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => folder.remove(),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(vm, %error, "the files of a copy that did not start");
         }
     }
 

@@ -35,6 +35,8 @@ pub(crate) fn vm(name: &str) -> Value {
 pub(crate) struct Host {
     folder: TempDir,
     arguments: &'static [&'static str],
+    /// Where the agent's log goes: to the test's, if nothing is named.
+    log: Option<&'static str>,
     agent: Option<Child>,
     /// Where other agents reach it.
     pub(crate) peers: SocketAddr,
@@ -54,9 +56,19 @@ impl Host {
 
     /// With further arguments of the agent.
     pub(crate) async fn start_with(arguments: &'static [&'static str]) -> Host {
+        Self::start_logging(arguments, None).await
+    }
+
+    /// With an agent whose log goes to the file `log`.
+    pub(crate) async fn start_logging_to(log: &'static str) -> Host {
+        Self::start_logging(&[], Some(log)).await
+    }
+
+    async fn start_logging(arguments: &'static [&'static str], log: Option<&'static str>) -> Host {
         let mut host = Host {
             folder: TempDir::new().unwrap(),
             arguments,
+            log,
             agent: None,
             peers: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
@@ -94,6 +106,9 @@ impl Host {
             .args(self.arguments)
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        if let Some(log) = self.log {
+            command.stderr(fs::File::options().write(true).open(log).unwrap());
+        }
         command
     }
 
