@@ -9,6 +9,7 @@
 //! | [`content`] | what this host knows of content outside its guests |
 //! | [`vm`] | one VM: definition, command line, process |
 //! | [`host`] | what a host can take, and what it promised |
+//! | [`policy`] | what other hosts may do here |
 
 pub mod agent;
 pub mod api;
@@ -16,4 +17,5 @@ pub mod cli;
 pub mod content;
 pub mod host;
 pub mod migrate;
+pub mod policy;
 pub mod vm;

@@ -9,7 +9,11 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use crate::{api::types::PORT_DEFAULT, vm::ByteSize};
+use crate::{
+    api::types::PORT_DEFAULT,
+    policy::{Policy, PolicySettings},
+    vm::{ByteSize, UserRange},
+};
 
 /// Memory that an agent keeps free for its host where nothing else is said.
 const MEMORY_HEADROOM_DEFAULT: ByteSize = ByteSize(256 << 20);
@@ -72,6 +76,13 @@ pub struct Settings {
     /// The key of that memory, 32 random bytes; made where it is absent [default: content.key in the state directory].
     #[arg(long, value_name = "PATH")]
     pub kept_memory_key: Option<PathBuf>,
+    /// Users that QEMUs run as, one for each VM; nobody else may have these numbers, nor groups of them [default:
+    /// 300000-365535].
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub qemu_users: Option<UserRange>,
+    /// What other hosts may do here; only in the file.
+    #[arg(skip)]
+    pub policy: Option<PolicySettings>,
 }
 
 /// Settings with every default filled in, and paths absolute: QEMU changes its working directory.
@@ -103,6 +114,10 @@ pub struct Config {
     pub kept_memory: ByteSize,
     /// The key of that memory.
     pub kept_memory_key: PathBuf,
+    /// Users that QEMUs run as.
+    pub qemu_users: UserRange,
+    /// What other hosts may do here.
+    pub policy: Policy,
 }
 
 /// The API's socket where none is named.
@@ -141,6 +156,8 @@ impl Settings {
             index_memory: self.index_memory.or(other.index_memory),
             kept_memory: self.kept_memory.or(other.kept_memory),
             kept_memory_key: self.kept_memory_key.or(other.kept_memory_key),
+            qemu_users: self.qemu_users.or(other.qemu_users),
+            policy: self.policy.or(other.policy),
         }
     }
 
@@ -178,6 +195,8 @@ impl Settings {
             kept_memory_key: std::path::absolute(
                 self.kept_memory_key.unwrap_or_else(|| state_dir.join("content.key")),
             )?,
+            qemu_users: self.qemu_users.unwrap_or_default(),
+            policy: self.policy.unwrap_or_default().resolve(),
             state_dir,
         })
     }
@@ -206,6 +225,18 @@ mod tests {
         std::fs::write(file.path(), "name = \"b\"\nlistne = \"0.0.0.0:1\"\n").unwrap();
         let error = Settings::default().or_from_file(Some(file.path())).unwrap_err();
         assert!(error.contains("line 2") && error.contains("listne"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_policy_is_told_with_its_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            "name = \"b\"\n[policy]\nbridges = [\"br0\"]\nvms-max = -1\n",
+        )
+        .unwrap();
+        let error = Settings::default().or_from_file(Some(file.path())).unwrap_err();
+        assert!(error.contains("line 4"), "{error}");
     }
 
     #[test]

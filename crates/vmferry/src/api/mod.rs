@@ -3,10 +3,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`types`], [`migration`] | what is said and asked |
+//! | [`access`] | who may |
 //! | [`error`] | what is answered when it cannot be done |
 //! | `routes` | one function a route |
 //! | `ndjson` | streams of JSON lines |
 
+pub mod access;
 pub mod error;
 pub mod migration;
 mod ndjson;
@@ -17,18 +19,18 @@ pub mod types;
 use std::{io, sync::Arc};
 
 use axum::Router;
-use tokio::net::UnixListener;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::agent::Agent;
+use access::ApiListener;
 
 /// Serves the API until `stop` resolves and the requests under way are answered.
 ///
 /// # Errors
 /// The system's.
 pub async fn serve(
-    listener: UnixListener,
+    listener: ApiListener,
     agent: Arc<Agent>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {

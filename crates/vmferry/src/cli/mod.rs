@@ -50,13 +50,15 @@ pub enum Command {
     ///
     /// Its guests run on when it ends; it finds them again when it is started anew. Its log goes to standard error,
     /// filtered by the variable RUST_LOG.
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Start a VM from its definition, or start one anew that has stopped.
     Run {
         /// The definition, TOML.
         #[arg(value_name = "FILE.toml")]
         definition: PathBuf,
     },
+    /// Print what this host is, and what of its QEMUs' confinement it can't do.
+    Host,
     /// List this host's VMs.
     Ps,
     /// List what is indexed of disks and images: pages that stand there need not be sent.
@@ -120,13 +122,15 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let Cli { socket, json, command } = cli;
     let client = |socket: Option<PathBuf>| Client::new(socket.unwrap_or_else(agent::default_socket));
     match command {
-        Command::Agent(AgentArgs { config, mut settings }) => {
+        Command::Agent(args) => {
+            let AgentArgs { config, mut settings } = *args;
             settings.socket = socket;
             let settings = settings.or_from_file(config.as_deref()).map_err(Failure::Usage)?;
             agent::serve(settings).await.map_err(Failure::Start)?;
             Ok(Exit::Ok)
         }
         Command::Run { definition } => commands::run(&client(socket), json, &definition).await,
+        Command::Host => commands::host(&client(socket), json).await,
         Command::Ps => commands::ps(&client(socket), json).await,
         Command::Index { wait } => commands::index(&client(socket), json, wait).await,
         Command::Migrate(args) => migrate::migrate(&client(socket), json, args).await,
@@ -165,6 +169,8 @@ mod tests {
             "vmferry agent --listen 127.0.0.1:0 --state-dir /d --name a --qemu /usr/bin/q --memory-limit 8GiB --memory-headroom 1GiB",
             "vmferry agent --config /etc/vmferry.toml",
             "vmferry agent --image /a.img --image b.qcow2 --index-bandwidth 10MiB --index-space 1GiB --index-memory 64MiB",
+            "vmferry agent --qemu-users 200000-200999",
+            "vmferry host",
             "vmferry index --wait",
             "vmferry run web.toml",
             "vmferry cancel web",
@@ -178,6 +184,7 @@ mod tests {
             "vmferry migrate web",
             "vmferry run",
             "vmferry agent --memory-limit much",
+            "vmferry agent --qemu-users 0-9",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
