@@ -34,7 +34,7 @@ const QUIT_GRACE: Duration = Duration::from_secs(10);
 /// found again whenever the agent ends. What it makes is for its user and the agent. Standard output is the file for the
 /// number; standard input, where there is a cgroup, is that one's list of processes.
 const BECOME_QEMU: &str = "umask 007; echo $$; exec \"$@\" </dev/null >/dev/null";
-const ENTER_CGROUP: &str = "echo 0 >&0; ";
+const ENTER_CGROUP: &str = "echo 0 >&0 || :; ";
 
 /// How this host starts QEMUs.
 #[derive(Debug, Clone)]
@@ -130,6 +130,7 @@ impl Launcher {
             });
         }
         prepare_folder(&folder, &definition)?;
+        let name = definition.name.clone();
         let started = self.start(&definition, &folder, role, policy).await;
         match started {
             Ok((process, qmp)) => Ok(RunningVm {
@@ -143,6 +144,9 @@ impl Launcher {
                     process.kill().await.map_err(io_error("end a QEMU that is of no use"))?;
                 }
                 folder.remove_runtime_files().map_err(io_error("clean up"))?;
+                if let Some(cgroups) = &self.confinement.cgroups {
+                    cgroups.clear(Some(&name));
+                }
                 Err(error)
             }
         }

@@ -157,6 +157,10 @@ mod tests {
         assert!(spoiled(&|image| image.truncate(50)).is_err());
         assert!(spoiled(&|image| image[7] = 9).is_err(), "a version that is yet to come");
         assert!(spoiled(&|image| image[23] = 60).is_err(), "clusters of an exabyte");
+        // Whatever else is in the header: it is read or refused.
+        for (at, bits) in (0..112).flat_map(|at| [0x01, 0x80, 0xff].map(|bits| (at, bits))) {
+            let _ = spoiled(&|image| image[at] ^= bits);
+        }
         // A name far behind the first cluster, and one without end.
         assert!(spoiled(&|image| image[8..20].copy_from_slice(&[0x40, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9])).is_err());
         assert!(spoiled(&|image| image[8..20].copy_from_slice(&[0, 0, 0, 0, 0, 0, 1, 0, 0xff, 0, 0, 9])).is_err());

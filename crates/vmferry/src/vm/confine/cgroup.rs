@@ -59,7 +59,9 @@ impl CgroupParent {
                 }
             }
         }
-        Ok(Self { path })
+        let parent = Self { path };
+        parent.clear(None);
+        Ok(parent)
     }
 
     /// Makes a cgroup for the QEMU of a VM, and opens what a process writes 0 to in order to enter it.
@@ -67,7 +69,6 @@ impl CgroupParent {
     /// # Errors
     /// The system's.
     pub fn make(&self, vm: &str, uid: u32, vcpus: u32) -> io::Result<File> {
-        self.clear(vm);
         let path = self.path.join(format!("{vm}.{uid}"));
         match fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -86,10 +87,11 @@ impl CgroupParent {
         OpenOptions::new().write(true).open(path.join("cgroup.procs"))
     }
 
-    /// Removes what QEMUs of a VM have left that ended while no agent watched them. One in which there is a process stays.
-    pub fn clear(&self, vm: &str) {
+    /// Removes what QEMUs of a VM, or of all, have left that ended while no agent watched them. One in which there is a process
+    /// stays.
+    pub fn clear(&self, vm: Option<&str>) {
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            if is_of_vm(&entry.path(), vm) {
+            if vm.is_none_or(|vm| is_of_vm(&entry.path(), vm)) {
                 let _ = fs::remove_dir(entry.path());
             }
         }

@@ -101,12 +101,11 @@ impl Confinement {
         let uid = users
             .for_vm(name, &taken)
             .ok_or_else(|| io::Error::other(format!("all users from {users} are taken; give the agent more")))?;
-        starting.insert(uid);
-        let gid = if kvm {
-            user::group_for_kvm(Path::new("/dev/kvm"))
-        } else {
-            None
+        let gid = match kvm {
+            true => user::group_for_kvm(Path::new("/dev/kvm"))?,
+            false => None,
         };
+        starting.insert(uid);
         Ok(Some(StartingUser {
             user: VmUser {
                 uid,

@@ -1,12 +1,6 @@
 //! The users that QEMUs run as: numbers that nobody else has, one for each VM.
 
-use std::{
-    collections::BTreeSet,
-    fmt, fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt},
-    path::Path,
-    str::FromStr,
-};
+use std::{collections::BTreeSet, fmt, fs, io, os::unix::fs::MetadataExt, path::Path, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -140,10 +134,19 @@ pub(super) fn users_of_processes() -> io::Result<BTreeSet<u32>> {
 }
 
 /// The group that may use KVM where not everybody may.
-pub(super) fn group_for_kvm(device: &Path) -> Option<u32> {
-    let found = fs::metadata(device).ok()?;
-    let (group, others) = (found.mode() & 0o060, found.mode() & 0o006);
-    (found.file_type().is_char_device() && group == 0o060 && others != 0o006).then_some(found.gid())
+///
+/// # Errors
+/// Only root may.
+pub(super) fn group_for_kvm(device: &Path) -> io::Result<Option<u32>> {
+    let found = fs::metadata(device)?;
+    match (found.mode() & 0o060, found.mode() & 0o006) {
+        (_, 0o006) => Ok(None),
+        (0o060, _) if found.gid() != 0 => Ok(Some(found.gid())),
+        _ => Err(io::Error::other(format!(
+            "only root may use {0}; let a group use it (chgrp kvm {0}; chmod 660 {0})",
+            device.display()
+        ))),
+    }
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
@@ -153,6 +156,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_vm_has_the_same_user_everywhere_and_the_next_where_it_is_taken() {
@@ -188,6 +192,20 @@ mod tests {
         assert!(is_mapped("0 1000 1\n1 100000 365535\n", range));
         assert!(!is_mapped("0 100000 65536\n", range));
         assert!(!is_mapped("300000 5 65535\n", range));
+    }
+
+    #[test]
+    fn kvm_is_for_everybody_or_for_a_group_or_not_for_qemu() {
+        let device = tempfile::NamedTempFile::new().unwrap();
+        let group_for = |mode| {
+            fs::set_permissions(device.path(), fs::Permissions::from_mode(mode)).unwrap();
+            group_for_kvm(device.path())
+        };
+        let gid = device.path().metadata().unwrap().gid();
+        assert_eq!(group_for(0o666).unwrap(), None);
+        // QEMU is not put into root's group.
+        assert_eq!(group_for(0o660).ok().flatten(), Some(gid).filter(|gid| *gid != 0));
+        assert!(group_for(0o600).unwrap_err().to_string().contains("chmod 660"));
     }
 
     #[test]

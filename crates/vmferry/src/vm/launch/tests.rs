@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::vm::UserRange;
+use std::path::Path;
 use tempfile::TempDir;
 use vmferry_qmp::RunState;
 
@@ -197,15 +198,22 @@ async fn what_everybody_may_not_read_is_given_to_qemu_alone() {
     fs::write(&secret, vec![0; 1 << 20]).unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     let before = secret.metadata().unwrap();
-    let disk = format!("[[disk]]\nid = \"root\"\npath = {secret:?}\nformat = \"raw\"\ncache = \"writeback\"");
-    let vm = launch_in(&state_dir, &definition(&disk), Role::Boot).await.unwrap();
+    // A kernel of the oldest kind needs no header.
+    let kernel = state_dir.path().join("kernel");
+    fs::write(&kernel, vec![0; 8192]).unwrap();
+    fs::set_permissions(&kernel, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!(
+        "serial = \"pty\"\nkernel = {kernel:?}\nextra_args = [\"-netdev\", \"user,id=user\"]\n\
+         [[disk]]\nid = \"root\"\npath = {secret:?}\nformat = \"raw\"\ncache = \"writeback\"",
+    );
+    let vm = launch_in(&state_dir, &definition(&text), Role::Boot).await.unwrap();
     vm.qmp.cont().await.unwrap();
 
+    let confinement = Confinement::find(UserRange::default(), true);
     let status = fs::read_to_string(format!("/proc/{}/status", vm.process.pid())).unwrap();
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
     assert_eq!(field("Seccomp:"), "2", "its system calls are filtered");
     assert_eq!(field("NoNewPrivs:"), "1");
-    let confinement = Confinement::find(UserRange::default(), true);
     if confinement.users.is_some() {
         let uid = field("Uid:").split_whitespace().next().unwrap().parse::<u32>().unwrap();
         assert!((300_000..=365_535).contains(&uid), "{uid}");
@@ -214,8 +222,17 @@ async fn what_everybody_may_not_read_is_given_to_qemu_alone() {
         let again = confinement.choose_user("idle", false).unwrap().unwrap();
         assert_ne!(again.user().uid, uid, "the next VM of that name is somebody else");
     }
+    let user: u32 = field("Uid:").split_whitespace().next().unwrap().parse().unwrap();
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", vm.process.pid())).unwrap();
+    let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+    let is_its_own = cgroup.ends_with(&format!("/idle.{user}"));
+    assert_eq!(is_its_own, confinement.cgroups.is_some(), "{cgroups}");
     let after = secret.metadata().unwrap();
     let facts = |file: fs::Metadata| (file.uid(), file.gid(), file.mode(), file.ctime(), file.ctime_nsec());
     assert_eq!(facts(after), facts(before), "nothing about the file changes");
     vm.end().await.unwrap();
+    for mount in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        let left = Path::new(mount).join(cgroup);
+        assert!(!is_its_own || !left.exists(), "it goes with its QEMU");
+    }
 }
