@@ -197,6 +197,8 @@ async fn what_everybody_may_not_read_is_given_to_qemu_alone() {
     let secret = state_dir.path().join("disk");
     fs::write(&secret, vec![0; 1 << 20]).unwrap();
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let past_cache = state_dir.path().join("past-the-cache");
+    fs::copy(&secret, &past_cache).unwrap();
     let before = secret.metadata().unwrap();
     // A kernel of the oldest kind needs no header.
     let kernel = state_dir.path().join("kernel");
@@ -204,7 +206,8 @@ async fn what_everybody_may_not_read_is_given_to_qemu_alone() {
     fs::set_permissions(&kernel, fs::Permissions::from_mode(0o600)).unwrap();
     let text = format!(
         "serial = \"pty\"\nkernel = {kernel:?}\nextra_args = [\"-netdev\", \"user,id=user\"]\n\
-         [[disk]]\nid = \"root\"\npath = {secret:?}\nformat = \"raw\"\ncache = \"writeback\"",
+         [[disk]]\nid = \"root\"\npath = {secret:?}\nformat = \"raw\"\ncache = \"writeback\"\n\
+         [[disk]]\nid = \"past\"\npath = {past_cache:?}\nformat = \"raw\"",
     );
     let vm = launch_in(&state_dir, &definition(&text), Role::Boot).await.unwrap();
     vm.qmp.cont().await.unwrap();
