@@ -125,6 +125,7 @@ fn confined_user(scenario: &Scenario, host: Host, ground: &Ground) -> Result<u32
         disks += usize::from(file == ground.base || file == ground.overlay);
     }
     assert!(disks >= 2, "the image and what is under it");
+    assert!(!agent.join("vms/web/run/in").exists(), "it has no folder to write to");
     for path in [&ground.overlay, &agent.join("vms/web/qmp.sock"), &agent.join("journal")] {
         ensure!(!can_reach(uid, path)?, "user {uid} reaches {}", path.display());
     }

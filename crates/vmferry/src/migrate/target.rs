@@ -341,6 +341,9 @@ impl Driver {
             }
             TargetEffect::Finish { owned } => {
                 if let (true, Some(vm)) = (owned, self.vm.take()) {
+                    if let Err(error) = vm.folder.remove_incoming() {
+                        tracing::warn!(vm = self.handover.vm, %error, "the folder of its stream's socket");
+                    }
                     self.forget_kept().await;
                     self.agent.take_in(vm, self.handover.epoch);
                     self.agent.peers.reservations().release(&self.handover.vm);

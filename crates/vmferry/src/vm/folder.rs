@@ -49,9 +49,17 @@ impl VmFolder {
         self.root.join("run")
     }
 
-    /// A folder in that one which belongs to QEMU's user.
+    /// A folder in that one which belongs to QEMU's user, until it has been filled.
     pub fn run_incoming(&self) -> PathBuf {
         self.run().join("in")
+    }
+
+    /// Takes that folder away from a QEMU that needs it no more: there is no other in which it could make a file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove_incoming(&self) -> io::Result<()> {
+        remove_if_there(fs::remove_dir_all(self.run_incoming()))
     }
 
     /// Where the agent listens for a QEMU that sends its guest away.

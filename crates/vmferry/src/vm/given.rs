@@ -117,8 +117,9 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens everything for a VM whose QEMU runs as `owner` (none: as the agent itself), in a folder that was just made. Of a
-    /// definition from a peer only what `policy` covers. It blocks its thread.
+    /// Opens everything for a VM whose QEMU runs as `owner` (none: as the agent itself), in a folder that was just made; one
+    /// that `waits` for a stream gets room for its socket. Of a definition from a peer only what `policy` covers. It blocks its
+    /// thread.
     ///
     /// # Errors
     /// [`GivenError`], for the first that cannot be had.
@@ -128,9 +129,10 @@ impl Opened {
         taps: &[String],
         policy: Option<&Policy>,
         owner: Option<u32>,
+        waits: bool,
     ) -> Result<Self, GivenError> {
         let mut opened = Self::default();
-        opened.given.run_folder = opened.keep(open_run_folder(folder, owner).map_err(failed(&folder.run()))?);
+        opened.given.run_folder = opened.keep(open_run_folder(folder, owner, waits).map_err(failed(&folder.run()))?);
         for (monitor, path) in [folder.qmp(), folder.qmp_out_of_band()].iter().enumerate() {
             let listener = UnixListener::bind(path).map_err(failed(path))?;
             opened.given.monitors[monitor] = opened.keep(listener);
@@ -261,17 +263,19 @@ fn forbidden(path: &Path) -> GivenError {
     }
 }
 
-/// Makes the folder that QEMU is started in: it finds the agent's sockets there and can make its own in one folder of it,
-/// in which the agent can reach them, too.
-fn open_run_folder(folder: &VmFolder, owner: Option<u32>) -> io::Result<OwnedFd> {
+/// Makes the folder that QEMU is started in: it finds the agent's socket there, and if it is to wait for a stream, it can make
+/// its own in one folder of it, where the agent can reach it.
+fn open_run_folder(folder: &VmFolder, owner: Option<u32>, waits: bool) -> io::Result<OwnedFd> {
     let make = |path: &Path, mode| -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(mode).create(path)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
     };
     // Nobody else comes as far as this.
     make(&folder.run(), 0o711)?;
-    make(&folder.run_incoming(), 0o700)?;
-    if let Some(owner) = owner {
+    if waits {
+        make(&folder.run_incoming(), 0o700)?;
+    }
+    if let (true, Some(owner)) = (waits, owner) {
         chown(folder.run_incoming(), Some(owner), None)?;
         // What is made in it belongs to the agent's group.
         fs::set_permissions(folder.run_incoming(), fs::Permissions::from_mode(0o2770))?;

@@ -165,7 +165,7 @@ impl Launcher {
             .choose_user(&definition.name, is_kvm)
             .map_err(io_error("choose a user for QEMU"))?;
         let taps = network::tap_names(definition, random_number()?);
-        let opened = self.open(definition, folder, &taps, policy, &user).await?;
+        let opened = self.open(definition, folder, &taps, (role, policy), &user).await?;
         network::connect_taps(definition, &taps).await?;
         let arguments = command_line::arguments(definition, folder, &opened.given, self.confinement.sandbox, role);
         tracing::debug!(binary = %self.qemu.display(), ?arguments, ?user, "starting QEMU");
@@ -188,13 +188,14 @@ impl Launcher {
         definition: &VmDefinition,
         folder: &VmFolder,
         taps: &[String],
-        policy: Option<&Policy>,
+        (role, policy): (Role, Option<&Policy>),
         user: &Option<StartingUser>,
     ) -> Result<Opened, LaunchError> {
         let owner = user.as_ref().map(|user| user.user().uid);
+        let waits = role == Role::Incoming;
         let name = definition.name.clone();
         let (definition, folder, taps, policy) = (definition.clone(), folder.clone(), taps.to_owned(), policy.cloned());
-        let open = move || Opened::open(&definition, &folder, &taps, policy.as_ref(), owner);
+        let open = move || Opened::open(&definition, &folder, &taps, policy.as_ref(), owner, waits);
         match tokio::task::spawn_blocking(open).await {
             Ok(opened) => opened.map_err(|source| LaunchError::Given { name, source }),
             // It cannot have been cancelled, as nobody holds its handle but us.

@@ -29,7 +29,7 @@ impl Process {
     /// The living QEMU whose number is in `pid_file`, if there is one.
     ///
     /// The file may be left over and its number be another process's by now. So the process is first held, then asked
-    /// for its command line, which must name this very file: only this VM's QEMU does ([`marker`]). To be called within a
+    /// for its command line, which must name this very file: only this VM's QEMU does (`marker`). To be called within a
     /// tokio runtime.
     ///
     /// # Errors

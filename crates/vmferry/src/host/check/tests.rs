@@ -176,8 +176,9 @@ fn all_reasons_come_at_once() {
         facts
             .disks
             .insert("root".into(), Err(DiskProblem::Unreachable { reason: "gone".into() }));
+        facts.objections.push(Objection::Vms { here: 2, most: 2 });
     });
-    assert_eq!(refusals.len(), 6, "{refusals:?}");
+    assert_eq!(refusals.len(), 7, "{refusals:?}");
     let json = serde_json::to_string(&refusals).unwrap();
     assert_eq!(serde_json::from_str::<Vec<Refusal>>(&json).unwrap(), refusals);
 }
