@@ -17,28 +17,28 @@ const DISK_DIRECTORIES_DEFAULT: [&str; 2] = ["/var/lib/vmferry/images", "/var/li
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PolicySettings {
-    /// Version of the table [1]: one that this agent does not know is refused and not read in part.
+    /// Version of the table, 1: one that this agent does not know is refused and not read in part.
     #[serde(deserialize_with = "known_version")]
     pub version: Option<u32>,
-    /// Names of hosts that may send VMs here [every host that proves who it is].
+    /// Names of hosts that may send VMs here; every host that proves who it is by default.
     pub senders: Option<BTreeSet<String>>,
     /// Directories that disks, their backing files and kernels may be in, links followed.
     #[serde(deserialize_with = "absolute")]
     pub disk_directories: Option<Vec<PathBuf>>,
-    /// NBD exports that disks may be on [none]: `nbd://HOST` for all of a server, `nbd://HOST/PREFIX/` for some, or one.
+    /// NBD exports that disks may be on, none by default: `nbd://HOST` for all of a server, `nbd://HOST/PREFIX/` for some, or one.
     pub disk_uris: Option<Vec<NbdUri>>,
-    /// Directories that serial ports may be logged to, or have their sockets in [none].
+    /// Directories that serial ports may be logged to, or have their sockets in; none by default.
     #[serde(deserialize_with = "absolute")]
     pub serial_directories: Option<Vec<PathBuf>>,
-    /// Bridges that NICs may be on [all].
+    /// Bridges that NICs may be on; all by default.
     pub bridges: Option<BTreeSet<String>>,
-    /// Taps made by the operator that NICs may use [all].
+    /// Taps made by the operator that NICs may use; all by default.
     pub taps: Option<BTreeSet<String>>,
-    /// Most memory of one VM from another host [no bound]. All VMs together are bounded by `memory-limit`.
+    /// Most memory of one VM from another host; no bound by default. All VMs together are bounded by `memory-limit`.
     pub memory_max: Option<ByteSize>,
-    /// Most VMs on this host, so that one more may come [no bound].
+    /// Most VMs on this host, so that one more may come; no bound by default.
     pub vms_max: Option<usize>,
-    /// Sequences of QEMU arguments that a definition from another host may have [none].
+    /// Sequences of QEMU arguments that a definition from another host may have; none by default.
     pub qemu_arguments: Option<Vec<Vec<String>>>,
 }
 
