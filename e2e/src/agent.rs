@@ -22,6 +22,15 @@ pub const PORT: u16 = 7464;
 pub const IN_THE_CLEAR: &str = "--insecure-plaintext";
 const READY_MAX: Duration = Duration::from_secs(20);
 
+/// The policy of an agent that is given no configuration: a lab's hosts trust one another with all that its tests use.
+const POLICY: &str = r#"
+[policy]
+disk-directories = ["/"]
+serial-directories = ["/"]
+disk-uris = ["nbd://10.213.0.3:10809", "nbd://10.213.0.3:10810", "nbd://10.213.0.3:10811", "nbd://10.213.0.3:10812"]
+qemu-arguments = [["-global", "migration.x-xbzrle=on"], ["-global", "migration.x-postcopy-ram=on"]]
+"#;
+
 /// Builds vmferry as its users do (release) or quickly (debug) and returns its path.
 ///
 /// # Errors
@@ -102,6 +111,8 @@ impl<'lab> Agent<'lab> {
     /// When it does not serve; what it said is in the error.
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
+        let config = self.folder.join("agent.toml");
+        fs::write(&config, POLICY)?;
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut process = self
             .lab
@@ -114,6 +125,11 @@ impl<'lab> Agent<'lab> {
             .arg("--socket")
             .arg(self.socket())
             .args(&self.options)
+            .args(if self.has_config() {
+                Vec::new()
+            } else {
+                vec![OsStr::new("--config"), config.as_os_str()]
+            })
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -127,6 +143,10 @@ impl<'lab> Agent<'lab> {
             return Err(error.context(format!("the agent on {} said:\n{said}", self.host.name())));
         }
         Ok(())
+    }
+
+    fn has_config(&self) -> bool {
+        self.options.iter().any(|option| option == "--config")
     }
 
     /// Starts the agent again on the same folder as the program `vmferry`, ending it first if it runs, as its administrator does

@@ -173,7 +173,12 @@ fn from_the_first_page_that_qemu_encodes_itself_all_go_through_qemu() -> Result<
 #[test]
 fn a_qemu_set_to_post_copy_is_moved_as_any() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let mut scenario = Scenario::set_up(&lab)?;
+    // Such a QEMU starts only as somebody who may use userfaultfd: here as root, for an agent that can't become anybody else.
+    let root = "[ -n \"$AS_ROOT\" ] || AS_ROOT=1 exec setpriv --bounding-set -setuid \"$0\" \"$@\"";
+    scenario.replace_b(root, &[])?;
+    let host = scenario.b.cli(["host"])?.success()?;
+    assert!(host["unconfined"].to_string().contains("CAP_SETUID"), "{host}");
     // Left on, it would have the target's QEMU empty its memory after pages were placed there.
     let postcopy = ["-global", "migration.x-postcopy-ram=on"];
     let mut guest = scenario.run_with(Host::A, "web", &small_guest(0, Vec::new())?, &postcopy)?;

@@ -58,6 +58,24 @@ pub struct BlockNode {
     pub image: Option<ImageInfo>,
 }
 
+/// Descriptors that QEMU knows under one number (`query-fdsets`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FdSet {
+    /// That number: a file is called `/dev/fdset/NUMBER` then.
+    pub fdset_id: i64,
+    /// What is in it.
+    pub fds: Vec<FdSetEntry>,
+}
+
+/// One descriptor (QMP `FdsetFdInfo`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct FdSetEntry {
+    /// What whoever gave it said about it.
+    #[serde(default)]
+    pub opaque: Option<String>,
+}
+
 /// An image (part of QMP `ImageInfo`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -4,8 +4,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
-    BlockDevice, BlockNode, Capability, CpuDefinition, CpuModel, Error, Machine, MemorySize, MigrationInfo, Parameters,
-    Qmp, Result, Status, Version,
+    BlockDevice, BlockNode, Capability, CpuDefinition, CpuModel, Error, FdSet, Machine, MemorySize, MigrationInfo,
+    Parameters, Qmp, Result, Status, Version,
 };
 
 /// The run state and life of the machine.
@@ -173,6 +173,11 @@ impl Qmp {
     /// `query-named-block-nodes`, without the backing chains.
     pub async fn query_named_block_nodes(&self) -> Result<Vec<BlockNode>> {
         self.ask("query-named-block-nodes", json!({ "flat": true })).await
+    }
+
+    /// `query-fdsets`: the descriptors that QEMU was given by `-add-fd`.
+    pub async fn query_fdsets(&self) -> Result<Vec<FdSet>> {
+        self.ask("query-fdsets", Value::Null).await
     }
 
     /// `query-memory-size-summary`.

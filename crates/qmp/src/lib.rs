@@ -24,7 +24,7 @@ mod migration;
 mod open_enum;
 pub mod ramblock;
 
-pub use block::{BlockDevice, BlockNode, ImageInfo, InsertedBlock};
+pub use block::{BlockDevice, BlockNode, FdSet, FdSetEntry, ImageInfo, InsertedBlock};
 pub use client::{Events, Qmp};
 pub use error::{CommandError, Error, Result};
 pub use event::{Event, EventKind};

@@ -10,6 +10,7 @@
 //! | [`pki`] | who may talk: certificates |
 //! | [`vm`] | one VM: definition, command line, process |
 //! | [`host`] | what a host can take, and what it promised |
+//! | [`policy`] | what other hosts may do here |
 
 pub mod agent;
 pub mod api;
@@ -18,4 +19,5 @@ pub mod content;
 pub mod host;
 pub mod migrate;
 pub mod pki;
+pub mod policy;
 pub mod vm;

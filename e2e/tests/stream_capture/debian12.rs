@@ -1,6 +1,7 @@
 //! The QEMU 7.2 of Debian 12, unpacked beside the installed one.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -38,6 +39,8 @@ pub(crate) fn qemu() -> Result<Option<PathBuf>> {
     for archive in fs::read_dir(archives.path())? {
         run(Command::new("dpkg").arg("-x").arg(archive?.path()).arg(unpacked.path()))?;
     }
+    // QEMUs run as users of their own.
+    fs::set_permissions(unpacked.path(), fs::Permissions::from_mode(0o755))?;
     // Whole or not at all: an interrupted run leaves nothing under the name that is looked for.
     fs::rename(unpacked.keep(), &root)?;
     Ok(Some(program))

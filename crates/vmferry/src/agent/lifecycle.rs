@@ -11,7 +11,7 @@ use crate::{
         types::{EventKind, VmState, VmView},
     },
     host::capability::kvm_is_usable,
-    vm::{LaunchError, Process, Role, RunningVm, VmDefinition, VmFolder, definition::Accel, launch},
+    vm::{LaunchError, Process, Role, RunningVm, VmDefinition, VmFolder, definition::Accel},
 };
 
 impl Agent {
@@ -49,7 +49,7 @@ impl Agent {
             epoch,
         };
         self.journal.append(record).await?;
-        let running = launch(&self.config.qemu, definition, folder, Role::Boot).await?;
+        let running = self.launcher.launch(definition, folder, Role::Boot, None).await?;
         match running.qmp.cont().await {
             Ok(()) => Ok(running),
             Err(error) => {

@@ -22,23 +22,24 @@ mod restore;
 mod settings;
 mod watch;
 
-use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use anyhow::Context;
 pub use error::AgentError;
 pub use settings::{Config, Settings, default_socket, default_state_dir};
 use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
+    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch as latest,
 };
 
 use crate::{
-    api::{self, RemoteListener, types::HostView},
+    api::{self, RemoteListener, access::ApiListener, types::HostView},
     content::{self, KnownContent},
     host::{Probes, QemuFacts, capability},
     migrate::{self, peers::Peers},
     pki::{self, Folder, Identity},
+    vm::{Confinement, Launcher},
 };
 use events::EventBus;
 use journal::Journal;
@@ -69,6 +70,8 @@ pub struct Agent {
     pub probes: Probes,
     /// What this host shows to other agents, and whom it believes.
     pub identity: Identity,
+    /// How it is started.
+    pub launcher: Launcher,
     /// What is under way between here and other agents.
     pub peers: Peers,
     /// Becomes true when the agent ends.
@@ -100,6 +103,7 @@ impl Agent {
             memory_total_bytes: memory.total,
             memory_available_bytes: memory.available,
             vms: self.registry.lock().len(),
+            unconfined: self.launcher.confinement.lacks.clone(),
         })
     }
 }
@@ -118,13 +122,21 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
     let (journal, ledger) = Journal::open(&config.state_dir)?;
     let probes = Probes::new(config.qemu.clone());
     let qemu = probes.qemu().await?;
+    let confinement = Confinement::find(config.qemu_users, qemu.sandbox);
+    for lack in &confinement.lacks {
+        tracing::warn!("{lack}");
+    }
+    let launcher = Launcher {
+        qemu: config.qemu.clone(),
+        confinement,
+    };
     let listener = TcpListener::bind(config.listen).await.with_context(|| {
         format!(
             "cannot listen on {}; choose another address with --listen",
             config.listen
         )
     })?;
-    let api_listener = bind_api(&config.socket).await?;
+    let api_listener = ApiListener::bind(&config.socket).await?;
     let remote_api = match config.api_listen {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address} for the API; choose another address with --api-listen")
@@ -143,6 +155,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         qemu,
         probes,
         identity,
+        launcher,
         peers: Peers::default(),
         shutdown: latest::Sender::new(false),
         config,
@@ -211,29 +224,6 @@ fn identity(config: &mut Config, is_named: bool) -> anyhow::Result<Identity> {
         );
     }
     Ok(identity)
-}
-
-/// Binds the API's socket; one that an agent left behind is replaced, one that an agent listens on is not.
-async fn bind_api(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
-    if UnixStream::connect(path).await.is_ok() {
-        anyhow::bail!(
-            "another agent answers on {}; stop it, or choose another socket with --socket",
-            path.display()
-        );
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    // Who can connect can stop every guest.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 fn make_private_dir(path: &Path) -> anyhow::Result<()> {

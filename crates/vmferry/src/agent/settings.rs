@@ -9,7 +9,11 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use crate::{api::types::PORT_DEFAULT, vm::ByteSize};
+use crate::{
+    api::types::PORT_DEFAULT,
+    policy::{Policy, PolicySettings},
+    vm::{ByteSize, UserRange},
+};
 
 /// Memory that an agent keeps free for its host where nothing else is said.
 const MEMORY_HEADROOM_DEFAULT: ByteSize = ByteSize(256 << 20);
@@ -80,6 +84,13 @@ pub struct Settings {
     /// without it an agent needs a certificate, which `vmferry pki init` or `vmferry pki join` makes.
     #[arg(long)]
     pub insecure_plaintext: bool,
+    /// Users that QEMUs run as, one for each VM; nobody else may have these numbers, nor groups of them [default:
+    /// 300000-365535].
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub qemu_users: Option<UserRange>,
+    /// What other hosts may do here; only in the file.
+    #[arg(skip)]
+    pub policy: Option<PolicySettings>,
 }
 
 /// Settings with every default filled in, and paths absolute: QEMU changes its working directory.
@@ -115,6 +126,10 @@ pub struct Config {
     pub api_listen: Option<SocketAddr>,
     /// Whether other agents are talked to without encryption.
     pub insecure_plaintext: bool,
+    /// Users that QEMUs run as.
+    pub qemu_users: UserRange,
+    /// What other hosts may do here.
+    pub policy: Policy,
 }
 
 /// The state directory where none is named.
@@ -160,6 +175,8 @@ impl Settings {
             kept_memory_key: self.kept_memory_key.or(other.kept_memory_key),
             api_listen: self.api_listen.or(other.api_listen),
             insecure_plaintext: self.insecure_plaintext || other.insecure_plaintext,
+            qemu_users: self.qemu_users.or(other.qemu_users),
+            policy: self.policy.or(other.policy),
         }
     }
 
@@ -199,6 +216,8 @@ impl Settings {
             )?,
             api_listen: self.api_listen,
             insecure_plaintext: self.insecure_plaintext,
+            qemu_users: self.qemu_users.unwrap_or_default(),
+            policy: self.policy.unwrap_or_default().resolve(),
             state_dir,
         })
     }
@@ -227,6 +246,18 @@ mod tests {
         std::fs::write(file.path(), "name = \"b\"\nlistne = \"0.0.0.0:1\"\n").unwrap();
         let error = Settings::default().or_from_file(Some(file.path())).unwrap_err();
         assert!(error.contains("line 2") && error.contains("listne"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_policy_is_told_with_its_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            "name = \"b\"\n[policy]\nbridges = [\"br0\"]\nvms-max = -1\n",
+        )
+        .unwrap();
+        let error = Settings::default().or_from_file(Some(file.path())).unwrap_err();
+        assert!(error.contains("line 4"), "{error}");
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! | module | what |
 //! |---|---|
 //! | [`types`], [`migration`] | what is said and asked |
+//! | [`access`] | who may |
 //! | [`error`] | what is answered when it cannot be done |
 //! | `routes` | one function a route |
 //! | `remote` | the API over TLS |
 //! | `ndjson` | streams of JSON lines |
 
+pub mod access;
 pub mod error;
 pub mod migration;
 mod ndjson;

@@ -41,6 +41,9 @@ pub struct HostView {
     pub memory_available_bytes: u64,
     /// How many VMs this agent owns, stopped ones included.
     pub vms: usize,
+    /// What of QEMUs' confinement this host can't do, and why; empty where it can do all.
+    #[serde(default)]
+    pub unconfined: Vec<String>,
 }
 
 /// How far the index of a content source is.

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     api::{
         migration::MigrationView,
-        types::{Event, EventKind, IndexState, IndexView, VmView},
+        types::{Event, EventKind, HostView, IndexState, IndexView, VmView},
     },
     cli::{
         client::{Client, segment},
@@ -24,6 +24,13 @@ pub async fn run(client: &Client, json: bool, definition: &Path) -> Result<Exit,
     let vm: VmView = client.post("/v1/vms", &definition).await?;
     let text = |vm: &VmView| format!("{} {} as process {}", vm.name, vm.state, pid(vm));
     print(json, &vm, text)?;
+    Ok(Exit::Ok)
+}
+
+/// `vmferry host`.
+pub async fn host(client: &Client, json: bool) -> Result<Exit, Failure> {
+    let host: HostView = client.get("/v1/host").await?;
+    print(json, &host, describe_host)?;
     Ok(Exit::Ok)
 }
 
@@ -70,6 +77,24 @@ pub async fn events(client: &Client, json: bool) -> Result<Exit, Failure> {
         print(json, &event, describe)?;
     }
     Ok(Exit::Ok)
+}
+
+fn describe_host(host: &HostView) -> String {
+    let mut lines = vec![
+        format!("{} (vmferry {}) listens on {}", host.name, host.version, host.listen),
+        format!("QEMU {} ({})", host.qemu_version, host.qemu),
+        format!(
+            "{} of memory, {} available; {} VMs",
+            bytes(host.memory_total_bytes),
+            bytes(host.memory_available_bytes),
+            host.vms
+        ),
+    ];
+    match host.unconfined.is_empty() {
+        true => lines.push("QEMUs are confined: a user, a filter of system calls and a cgroup for each".to_owned()),
+        false => lines.extend(host.unconfined.iter().map(|lack| format!("not confined: {lack}"))),
+    }
+    lines.join("\n")
 }
 
 fn pid(vm: &VmView) -> String {

@@ -58,7 +58,7 @@ pub enum Command {
     ///
     /// Its guests run on when it ends; it finds them again when it is started anew. Its log goes to standard error,
     /// filtered by the variable RUST_LOG.
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Who may talk: make a cluster, have hosts join, renew and revoke their certificates.
     Pki(pki::PkiArgs),
     /// Start a VM from its definition, or start one anew that has stopped.
@@ -67,6 +67,8 @@ pub enum Command {
         #[arg(value_name = "FILE.toml")]
         definition: PathBuf,
     },
+    /// Print what this host is, and what of its QEMUs' confinement it can't do.
+    Host,
     /// List this host's VMs.
     Ps,
     /// List what is indexed of disks and images: pages that stand there need not be sent.
@@ -139,7 +141,8 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         None => Ok(Client::new(socket.unwrap_or_else(agent::default_socket))),
     };
     match command {
-        Command::Agent(AgentArgs { config, mut settings }) => {
+        Command::Agent(args) => {
+            let AgentArgs { config, mut settings } = *args;
             settings.socket = socket;
             let settings = settings.or_from_file(config.as_deref()).map_err(Failure::Usage)?;
             agent::serve(settings).await.map_err(Failure::Start)?;
@@ -150,6 +153,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             Err(panic) => Err(Failure::Pki(panic.into())),
         },
         Command::Run { definition } => commands::run(&client(socket)?, json, &definition).await,
+        Command::Host => commands::host(&client(socket)?, json).await,
         Command::Ps => commands::ps(&client(socket)?, json).await,
         Command::Index { wait } => commands::index(&client(socket)?, json, wait).await,
         Command::Migrate(args) => migrate::migrate(&client(socket)?, json, args).await,
@@ -188,6 +192,8 @@ mod tests {
             "vmferry agent --listen 127.0.0.1:0 --state-dir /d --name a --qemu /usr/bin/q --memory-limit 8GiB --memory-headroom 1GiB",
             "vmferry agent --config /etc/vmferry.toml",
             "vmferry agent --image /a.img --image b.qcow2 --index-bandwidth 10MiB --index-space 1GiB --index-memory 64MiB",
+            "vmferry agent --qemu-users 200000-200999",
+            "vmferry host",
             "vmferry index --wait",
             "vmferry run web.toml",
             "vmferry cancel web",
@@ -210,6 +216,7 @@ mod tests {
             "vmferry ps --socket /s --host b:7465",
             "vmferry pki join vmferry-join/1/b/a/a:7464/00/00",
             "vmferry agent --memory-limit much",
+            "vmferry agent --qemu-users 0-9",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -14,7 +14,10 @@ use tokio::{
 use utoipa::ToSchema;
 use vmferry_qmp::Qmp;
 
-use crate::vm::definition::{Accel, VmDefinition};
+use crate::vm::{
+    confine::SANDBOX,
+    definition::{Accel, VmDefinition},
+};
 
 /// How long a QEMU that is only asked questions may take to answer them all.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,6 +57,9 @@ pub struct QemuFacts {
     pub version: QemuVersion,
     /// The machine types it has, no aliases.
     pub machines: BTreeSet<String>,
+    /// Whether it can filter its own system calls.
+    #[serde(default)]
+    pub sandbox: bool,
 }
 
 /// A host's memory, bytes.
@@ -93,11 +99,20 @@ pub enum ProbeError {
 /// # Errors
 /// [`ProbeError`].
 pub async fn probe_qemu(binary: &Path) -> Result<QemuFacts, ProbeError> {
-    probe(binary, &["-machine", "none"], async |qmp| {
+    // One that is built without seccomp, or may not use it here, ends.
+    match probe_qemu_with(binary, &["-machine", "none", "-sandbox", SANDBOX]).await {
+        Ok(facts) => Ok(QemuFacts { sandbox: true, ..facts }),
+        Err(_) => probe_qemu_with(binary, &["-machine", "none"]).await,
+    }
+}
+
+async fn probe_qemu_with(binary: &Path, arguments: &[&str]) -> Result<QemuFacts, ProbeError> {
+    probe(binary, arguments, async |qmp| {
         let machines = qmp.query_machines().await?;
         Ok(QemuFacts {
             version: qmp.version().into(),
             machines: machines.into_iter().map(|machine| machine.name).collect(),
+            sandbox: false,
         })
     })
     .await
@@ -239,6 +254,7 @@ mod tests {
         let facts = probe_qemu(Path::new(QEMU)).await.unwrap();
         assert!(facts.version.major >= 6);
         assert!(facts.machines.contains("pc-q35-6.0") && !facts.machines.contains("q35"));
+        assert!(facts.sandbox);
     }
 
     #[tokio::test]

@@ -11,7 +11,10 @@ use super::{
     offer::Offer,
     reservations::{Reservation, Reservations},
 };
-use crate::vm::{ByteSize, VmDefinition, definition::Accel};
+use crate::{
+    policy::Objection,
+    vm::{ByteSize, VmDefinition, definition::Accel},
+};
 
 /// Memory that a QEMU takes besides its guest's, bytes: its own code and heap, and device emulation.
 const QEMU_BYTES: u64 = 64 << 20;
@@ -141,6 +144,9 @@ pub enum Refusal {
         /// The file.
         path: String,
     },
+    /// The policy is against it.
+    #[error(transparent)]
+    Policy(Objection),
     /// The definition does not hold together by this version's rules.
     #[error("the definition is not valid here: {problem}")]
     Definition {
@@ -175,6 +181,11 @@ impl Occupancy {
             vms: here.chain(reservations).collect(),
             pending_bytes,
         }
+    }
+
+    /// How many VMs are here or on their way.
+    pub fn vms(&self) -> usize {
+        self.vms.len()
     }
 
     fn committed_bytes(&self) -> u64 {
@@ -220,6 +231,7 @@ pub fn check(offer: &Offer, facts: &TargetFacts, occupancy: &Occupancy, policy: 
                 .map(|problem| Refusal::Definition { problem }),
         );
     }
+    refusals.extend(facts.objections.iter().cloned().map(Refusal::Policy));
     check_identity(definition, occupancy, &mut refusals);
     check_memory(definition, facts, occupancy, policy, &mut refusals);
     check_machine(offer, facts, &mut refusals);
@@ -322,6 +334,9 @@ fn check_machine(offer: &Offer, facts: &TargetFacts, refusals: &mut Vec<Refusal>
 fn check_disks(definition: &VmDefinition, facts: &TargetFacts, refusals: &mut Vec<Refusal>) {
     for disk in &definition.disk {
         let id = disk.id.clone();
+        if facts.objects_to_disk(&id) {
+            continue;
+        }
         match facts.disks.get(&disk.id) {
             Some(Ok(_)) => {}
             Some(Err(problem)) => refusals.push(Refusal::Disk {

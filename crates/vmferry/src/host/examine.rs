@@ -12,9 +12,12 @@ use super::{
     offer::{Offer, boot_paths, hash_file},
     probes::Probes,
 };
-use crate::vm::{
-    definition::Accel,
-    network::{self, NetworkError},
+use crate::{
+    policy::Objection,
+    vm::{
+        definition::Accel,
+        network::{self, NetworkError},
+    },
 };
 
 /// A host, as far as one offer is concerned. What could not be found out carries the reason.
@@ -35,6 +38,8 @@ pub struct TargetFacts {
     pub boot_files: BTreeMap<PathBuf, Result<String, String>>,
     /// The network interfaces; `true` for bridges.
     pub interfaces: BTreeMap<String, bool>,
+    /// What the policy is against. None of the disks and files in it was looked at.
+    pub objections: Vec<Objection>,
 }
 
 /// Why a host cannot even look at itself.
@@ -48,11 +53,12 @@ pub enum ExamineError {
     Network(#[from] NetworkError),
 }
 
-/// Looks at this host, whose QEMU `probes` asks. It changes nothing, and takes up to some seconds.
+/// Looks at this host, whose QEMU `probes` asks, except for what its policy is against. It changes nothing, and takes up to some
+/// seconds.
 ///
 /// # Errors
 /// [`ExamineError`].
-pub async fn examine(probes: &Probes, offer: &Offer) -> Result<TargetFacts, ExamineError> {
+pub async fn examine(probes: &Probes, offer: &Offer, objections: Vec<Objection>) -> Result<TargetFacts, ExamineError> {
     let definition = &offer.definition;
     let kvm = capability::kvm_is_usable();
     let qemu = probes.qemu().await.map_err(|error| error.to_string());
@@ -67,8 +73,14 @@ pub async fn examine(probes: &Probes, offer: &Offer) -> Result<TargetFacts, Exam
         None
     };
     let (disks, boot_files) = {
-        let offer = offer.clone();
-        super::blocking(move || (compare_disks(&offer), examine_boot_files(&offer))).await
+        let (offer, objections) = (offer.clone(), objections.clone());
+        super::blocking(move || {
+            (
+                compare_disks(&offer, &objections),
+                examine_boot_files(&offer, &objections),
+            )
+        })
+        .await
     };
     Ok(TargetFacts {
         memory: capability::memory()?,
@@ -78,6 +90,7 @@ pub async fn examine(probes: &Probes, offer: &Offer) -> Result<TargetFacts, Exam
         disks,
         boot_files,
         interfaces: network::interfaces().await?,
+        objections,
     })
 }
 
@@ -90,22 +103,40 @@ impl TargetFacts {
 
     /// Looks at the disks again, which the offer describes anew.
     pub async fn look_again(&mut self, offer: &Offer) {
-        let offer = offer.clone();
-        self.disks = super::blocking(move || compare_disks(&offer)).await;
+        let (offer, objections) = (offer.clone(), self.objections.clone());
+        self.disks = super::blocking(move || compare_disks(&offer, &objections)).await;
+    }
+
+    /// Whether the policy is against a disk.
+    pub fn objects_to_disk(&self, disk: &str) -> bool {
+        objects_to_disk(&self.objections, disk)
     }
 }
 
-fn compare_disks(offer: &Offer) -> BTreeMap<String, Result<Proof, DiskProblem>> {
-    let pairs = offer.definition.disk.iter().filter_map(|disk| {
-        let facts = offer.disks.iter().find(|facts| facts.id == disk.id)?;
-        Some((disk.id.clone(), disk::compare(disk, facts)))
-    });
+fn objects_to_disk(objections: &[Objection], disk: &str) -> bool {
+    let mut objections = objections.iter();
+    objections.any(|objection| matches!(objection, Objection::Disk { id, .. } if id == disk))
+}
+
+fn compare_disks(offer: &Offer, objections: &[Objection]) -> BTreeMap<String, Result<Proof, DiskProblem>> {
+    let disks = offer.definition.disk.iter();
+    let pairs = disks
+        .filter(|disk| !objects_to_disk(objections, &disk.id))
+        .filter_map(|disk| {
+            let facts = offer.disks.iter().find(|facts| facts.id == disk.id)?;
+            Some((disk.id.clone(), disk::compare(disk, facts)))
+        });
     pairs.collect()
 }
 
-fn examine_boot_files(offer: &Offer) -> BTreeMap<PathBuf, Result<String, String>> {
+fn examine_boot_files(offer: &Offer, objections: &[Objection]) -> BTreeMap<PathBuf, Result<String, String>> {
     let hash = |path: &Path| hash_file(path).map_err(|error| error.to_string());
+    let is_against = |objection: &Objection, file: &Path| match objection {
+        Objection::BootFile { path } => *path == file.display().to_string(),
+        _ => false,
+    };
     boot_paths(&offer.definition)
+        .filter(|path| !objections.iter().any(|objection| is_against(objection, path)))
         .map(|path| (path.to_owned(), hash(path)))
         .collect()
 }

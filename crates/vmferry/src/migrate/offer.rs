@@ -9,7 +9,7 @@ use crate::content::{Known, name::ContentName};
 pub(super) use crate::host::Offer;
 use crate::host::check::{MemoryPolicy, Occupancy, check, reservation_for};
 use crate::host::{Refusal, TargetFacts, describe};
-use crate::vm::{Role, RunningVm, VmDefinition, launch};
+use crate::vm::{Role, RunningVm, VmDefinition};
 
 /// How often disks are compared before differences count: a guest that writes changes them between both hosts' looks.
 pub(super) const DISK_LOOKS: usize = 4;
@@ -56,7 +56,9 @@ pub(super) fn admit(
     // Check and promise are one step, so that two offers at once do not both get the last of the memory.
     let mut reservations = agent.peers.reservations();
     let definitions: Vec<VmDefinition> = agent.registry.lock().values().map(|vm| vm.definition.clone()).collect();
-    let refusals = check(&offer, facts, &Occupancy::new(&definitions, &reservations), policy);
+    let occupancy = Occupancy::new(&definitions, &reservations);
+    let mut refusals = check(&offer, facts, &occupancy, policy);
+    refusals.extend(agent.config.policy.check_count(occupancy.vms()).map(Refusal::Policy));
     if !refusals.is_empty() {
         return Err(refusals.iter().map(Refusal::to_string).collect());
     }
@@ -87,7 +89,11 @@ impl Admission {
     /// Starts the QEMU that is to be filled.
     pub(super) async fn launch(&self, agent: &Agent) -> Result<RunningVm, String> {
         let folder = agent.folder(&self.definition.name);
-        let launched = launch(&agent.config.qemu, self.definition.clone(), folder, Role::Incoming).await;
+        let (definition, policy) = (self.definition.clone(), &agent.config.policy);
+        let launched = agent
+            .launcher
+            .launch(definition, folder, Role::Incoming, Some(policy))
+            .await;
         launched.map_err(|error| error.to_string())
     }
 }

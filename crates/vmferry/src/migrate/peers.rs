@@ -264,7 +264,7 @@ async fn greeted_by(agent: Arc<Agent>, from: SocketAddr, sender: Sender, receive
             Ok(control) => {
                 let peer = SocketAddr::new(from.ip(), hello.port);
                 match agent.peers.unclaimed.clone().try_acquire_owned() {
-                    Ok(unclaimed) => first_message(agent, control, peer, unclaimed).await,
+                    Ok(unclaimed) => first_message(agent, control, (peer, hello.host), unclaimed).await,
                     Err(_) => tracing::warn!(%from, "turned away: too many control lanes that no migration claims"),
                 }
             }
@@ -274,7 +274,12 @@ async fn greeted_by(agent: Arc<Agent>, from: SocketAddr, sender: Sender, receive
 }
 
 /// Serves a control lane until it asks for a VM to be taken in, which it then belongs to, or ends.
-async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr, unclaimed: OwnedSemaphorePermit) {
+async fn first_message(
+    agent: Arc<Agent>,
+    mut control: Control,
+    (peer, host): (SocketAddr, String),
+    unclaimed: OwnedSemaphorePermit,
+) {
     loop {
         let heard = tokio::time::timeout(PEER_SILENCE, control.heard.recv()).await;
         let Ok(Some(Heard::Message(message))) = heard else {
@@ -294,7 +299,9 @@ async fn first_message(agent: Arc<Agent>, mut control: Control, peer: SocketAddr
                     }
                 };
                 drop(unclaimed);
-                return target::take_in(agent, control, peer.to_string(), (handover, transfer, offer), lanes).await;
+                let address = peer.to_string();
+                let peer = target::Peer { address, host };
+                return target::take_in(agent, control, peer, (handover, transfer, offer), lanes).await;
             }
             Message::Commit { ref handover } | Message::Abort { ref handover, .. } => {
                 let migration = handover.migration;

@@ -568,10 +568,10 @@ impl<'a> Driver<'a> {
             }
             lanes.push(lane);
         }
-        let path = self.vm.folder.migration();
+        let (path, path_for_qemu) = self.vm.outgoing();
         let listener = bind(&path).map_err(|error| format!("can't listen on {}: {error}", path.display()))?;
         let accepted = tokio::task::spawn_blocking(move || accept(&listener));
-        monitor::begin(&self.vm.qmp, &path)
+        monitor::begin(&self.vm.qmp, &path_for_qemu)
             .await
             .map_err(|error| format!("QEMU does not migrate: {error}"))?;
         let qemu = accepted.await.map_err(|panic| panic.to_string())?;
@@ -707,10 +707,15 @@ impl<'a> Driver<'a> {
 }
 
 fn bind(path: &PathBuf) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => UnixListener::bind(path),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    let listener = UnixListener::bind(path)?;
+    // QEMU's user has to connect. Nobody else comes as far as this folder.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
 }
 
 fn accept(listener: &UnixListener) -> std::io::Result<UnixStream> {

@@ -23,7 +23,8 @@ use crate::agent::Agent;
 use crate::agent::record::Record;
 use crate::content::name::ContentName;
 use crate::host::{DiskFacts, TargetFacts, examine};
-use crate::vm::{Process, RunningVm, find_again};
+use crate::policy::Objection;
+use crate::vm::{Process, RunningVm, VmFolder, find_again};
 
 /// How long a reservation waits for known content: a disk's server may not answer, and pages can be sent.
 const CONTENTS_LIMIT: Duration = Duration::from_secs(5);
@@ -37,22 +38,31 @@ const DEVICE_MEMORY_BYTES_MAX: u64 = 16 << 30;
 /// How long a QEMU whose monitor broke may take to greet once more.
 const MONITOR_LIMIT: Duration = Duration::from_secs(10);
 
+/// Who offers a VM.
+pub(super) struct Peer {
+    /// Where its agent listens.
+    pub(super) address: String,
+    /// What host it is; its policy's list of senders goes by this name.
+    pub(super) host: String,
+}
+
 /// Takes in the VM that a peer offers on a control lane. `lanes` gives the migration's data lanes as they connect.
 pub(super) async fn take_in(
     agent: Arc<Agent>,
     control: Control,
-    peer: String,
+    peer: Peer,
     offered: (Handover, Transfer, serde_json::Value),
     lanes: Inbox<DataLane>,
 ) {
     let (handover, transfer, offer) = offered;
-    let patience = link_patience(&transfer);
-    control.wait_for_link(patience);
+    let Peer { address: peer, host } = peer;
+    control.wait_for_link(link_patience(&transfer));
     let (target, effects) = Target::new(handover.clone(), peer, transfer.clone(), offer);
     let mut driver = Driver::new(agent, handover, target, Some(control));
     driver.incoming = Some(Incoming {
         lanes,
         connected: BTreeMap::new(),
+        sender: host,
         wanted: transfer.lanes,
         transfer,
     });
@@ -84,6 +94,8 @@ pub(super) async fn resume_owned(agent: Arc<Agent>, handover: Handover, peer: St
 struct Incoming {
     lanes: Inbox<DataLane>,
     connected: BTreeMap<u16, DataLane>,
+    /// The source's host.
+    sender: String,
     wanted: u16,
     transfer: Transfer,
 }
@@ -281,7 +293,7 @@ impl Driver {
         let settings = lanes::Settings {
             coders: incoming.transfer.coders.clone(),
             key: FingerprintKey::new(incoming.transfer.fingerprint_key),
-            qemu: vm.folder.migration(),
+            qemu: vm.folder.incoming(),
             guest_bytes_max: admission
                 .definition
                 .memory
@@ -346,6 +358,9 @@ impl Driver {
             }
             TargetEffect::Finish { owned } => {
                 if let (true, Some(vm)) = (owned, self.vm.take()) {
+                    if let Err(error) = vm.folder.remove_incoming() {
+                        tracing::warn!(vm = self.handover.vm, %error, "the folder of its stream's socket");
+                    }
                     self.forget_kept().await;
                     self.agent.take_in(vm, self.handover.epoch);
                     self.agent.peers.reservations().release(&self.handover.vm);
@@ -368,7 +383,11 @@ impl Driver {
         }
         let mut offer: Offer = serde_json::from_value(offer)
             .map_err(|error| vec![format!("this host does not understand the offer: {error}")])?;
-        let facts = self.examine(&mut offer).await.map_err(|error| vec![error])?;
+        let objections = self.weigh(&offer).await?;
+        let facts = self
+            .examine(&mut offer, objections)
+            .await
+            .map_err(|error| vec![error])?;
         let mut admission = super::offer::admit(&self.agent, &self.handover, offer, &facts)?;
         let started = async {
             let definition = Box::new(admission.definition.clone());
@@ -382,7 +401,7 @@ impl Driver {
                 .await
                 .map_err(|error| error.to_string())?;
             let vm = admission.launch(&self.agent).await?;
-            if let Err(error) = monitor::await_stream(&vm.qmp, &vm.folder.migration()).await {
+            if let Err(error) = monitor::await_stream(&vm.qmp, VmFolder::INCOMING.as_ref()).await {
                 let why = format!("the target's QEMU does not wait for a stream: {error}");
                 return Err(end_unfit(&vm, why).await);
             }
@@ -439,9 +458,24 @@ impl Driver {
         }
     }
 
-    /// Looks at this host. The offer's disks are described anew while their content is all that is against them.
-    async fn examine(&mut self, offer: &mut Offer) -> Result<TargetFacts, String> {
-        let examined = examine(&self.agent.probes, offer).await;
+    /// What this host's policy has against the offer: before anything that it names is looked at. A host that may not send
+    /// VMs is told nothing else, nor is one whose definition does not hold together.
+    async fn weigh(&self, offer: &Offer) -> Result<Vec<Objection>, Vec<String>> {
+        let policy = self.agent.config.policy.clone();
+        let sender = self.incoming.as_ref().map_or("", |incoming| &incoming.sender);
+        policy
+            .check_sender(sender)
+            .map_err(|objection| vec![objection.to_string()])?;
+        let definition = offer.definition.clone().validated().map_err(|error| error.problems())?;
+        tokio::task::spawn_blocking(move || policy.objections(&definition))
+            .await
+            .map_err(|panic| vec![panic.to_string()])
+    }
+
+    /// Looks at this host, except for what its policy is against. The offer's disks are described anew while their content is
+    /// all that is against them.
+    async fn examine(&mut self, offer: &mut Offer, objections: Vec<Objection>) -> Result<TargetFacts, String> {
+        let examined = examine(&self.agent.probes, offer, objections).await;
         let mut facts = examined.map_err(|error| error.to_string())?;
         for _ in 1..DISK_LOOKS {
             if !facts.content_differs() {

@@ -29,7 +29,7 @@ impl VmFolder {
         self.root.join("definition.json")
     }
 
-    /// QEMU's process id; QEMU keeps it locked while it lives.
+    /// QEMU's process id.
     pub fn pid(&self) -> PathBuf {
         self.root.join("qemu.pid")
     }
@@ -44,10 +44,39 @@ impl VmFolder {
         self.root.join("qmp-oob.sock")
     }
 
-    /// The socket between this VM's QEMU and the data plane during a migration.
-    pub fn migration(&self) -> PathBuf {
-        self.root.join("migration.sock")
+    /// The folder that QEMU is started in. It can find nothing else of the VM's, and make nothing in it itself.
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run")
     }
+
+    /// A folder in that one which belongs to QEMU's user, until it has been filled.
+    pub fn run_incoming(&self) -> PathBuf {
+        self.run().join("in")
+    }
+
+    /// Takes that folder away from a QEMU that needs it no more: there is no other in which it could make a file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove_incoming(&self) -> io::Result<()> {
+        remove_if_there(fs::remove_dir_all(self.run_incoming()))
+    }
+
+    /// Where the agent listens for a QEMU that sends its guest away.
+    pub fn outgoing(&self) -> PathBuf {
+        self.run().join(Self::OUTGOING)
+    }
+
+    /// Where a QEMU listens that is to be filled.
+    pub fn incoming(&self) -> PathBuf {
+        self.run().join(Self::INCOMING)
+    }
+
+    /// [`VmFolder::outgoing`] as QEMU finds it: relative, for it can't come by any path that begins at the root.
+    pub const OUTGOING: &str = "stream";
+
+    /// [`VmFolder::incoming`] as QEMU finds it.
+    pub const INCOMING: &str = "in/stream";
 
     /// What QEMU printed since it was started.
     pub fn log(&self) -> PathBuf {
@@ -69,10 +98,10 @@ impl VmFolder {
     /// # Errors
     /// The system's.
     pub fn remove_runtime_files(&self) -> io::Result<()> {
-        for path in [self.pid(), self.qmp(), self.qmp_out_of_band(), self.migration()] {
+        for path in [self.pid(), self.qmp(), self.qmp_out_of_band()] {
             remove_if_there(fs::remove_file(path))?;
         }
-        Ok(())
+        remove_if_there(fs::remove_dir_all(self.run()))
     }
 
     /// Removes the folder with all that is in it.

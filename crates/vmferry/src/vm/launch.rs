@@ -1,11 +1,27 @@
 //! Starting a QEMU that outlives the agent, finding it again, ending it.
 
-use std::{fs, io, path::Path, process::Stdio, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
+};
 
-use tokio::process::Command;
+use command_fds::CommandFdExt;
+use tokio::process::{Child, Command};
 use vmferry_qmp::Qmp;
 
-use super::{command_line, definition::VmDefinition, folder::VmFolder, network, process::Process};
+use super::{
+    command_line,
+    confine::{Confinement, StartingUser},
+    definition::{Accel, VmDefinition},
+    folder::VmFolder,
+    given::{GivenError, Opened},
+    network,
+    process::Process,
+};
+use crate::policy::Policy;
 
 pub use super::command_line::Role;
 
@@ -13,6 +29,21 @@ pub use super::command_line::Role;
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a QEMU that was told to quit may take before it is killed. It flushes its disks meanwhile.
 const QUIT_GRACE: Duration = Duration::from_secs(10);
+
+/// What a process does before it becomes a QEMU, as QEMU's user: its number is written down before there is one, so that it is
+/// found again whenever the agent ends. What it makes is for its user and the agent. Standard output is the file for the
+/// number; standard input, where there is a cgroup, is that one's list of processes.
+const BECOME_QEMU: &str = "umask 007; echo $$; exec \"$@\" </dev/null >/dev/null";
+const ENTER_CGROUP: &str = "echo 0 >&0 || :; ";
+
+/// How this host starts QEMUs.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    /// The QEMU.
+    pub qemu: PathBuf,
+    /// How they are confined.
+    pub confinement: Confinement,
+}
 
 /// Why a VM's QEMU does not run.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +86,14 @@ pub enum LaunchError {
     /// A NIC is not on the network.
     #[error(transparent)]
     Network(#[from] network::NetworkError),
+    /// What it is to be given cannot be had.
+    #[error("cannot start VM {name}: {source}")]
+    Given {
+        /// The VM.
+        name: String,
+        /// What.
+        source: GivenError,
+    },
 }
 
 /// A VM whose QEMU lives on this host. Dropping it changes nothing for the guest.
@@ -70,47 +109,155 @@ pub struct RunningVm {
     pub qmp: Qmp,
 }
 
-/// Starts the QEMU `binary` for a completed `definition` and puts its NICs on the network. Its CPUs do not run yet: `cont`
-/// boots it, or, with [`Role::Incoming`], `migrate-incoming` lets it be filled first.
-///
-/// # Errors
-/// [`LaunchError`]; then no QEMU of this start is left.
-pub async fn launch(
-    binary: &Path,
-    definition: VmDefinition,
-    folder: VmFolder,
-    role: Role,
-) -> Result<RunningVm, LaunchError> {
-    if let Some(process) = find_process(&folder)? {
-        return Err(LaunchError::AlreadyRuns {
-            name: definition.name,
-            pid: process.pid(),
-        });
-    }
-    prepare_folder(&folder, &definition)?;
-    let taps = network::tap_names(&definition, random_number()?);
-    let arguments = command_line::arguments(&definition, &folder, &taps, role);
-    tracing::debug!(binary = %binary.display(), ?arguments, "starting QEMU");
-    start(binary, &arguments, &definition.name, &folder).await?;
-
-    let Some(process) = find_process(&folder)? else {
-        return Err(LaunchError::Ended {
-            name: definition.name,
-            reason: last_words(&folder),
-        });
-    };
-    match attach(&definition, &folder, &taps).await {
-        Ok(qmp) => Ok(RunningVm {
-            definition,
-            folder,
-            process,
-            qmp,
-        }),
-        Err(error) => {
-            process.kill().await.map_err(io_error("end a QEMU that is of no use"))?;
-            folder.remove_runtime_files().map_err(io_error("clean up"))?;
-            Err(error)
+impl Launcher {
+    /// Starts a QEMU for a completed `definition` and puts its NICs on the network. Its CPUs do not run yet: `cont` boots it,
+    /// or, with [`Role::Incoming`], `migrate-incoming` lets it be filled first. Of a definition that came from a peer only what
+    /// `policy` covers is opened.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; then no QEMU of this start is left.
+    pub async fn launch(
+        &self,
+        definition: VmDefinition,
+        folder: VmFolder,
+        role: Role,
+        policy: Option<&Policy>,
+    ) -> Result<RunningVm, LaunchError> {
+        if let Some(process) = find_process(&folder)? {
+            return Err(LaunchError::AlreadyRuns {
+                name: definition.name,
+                pid: process.pid(),
+            });
         }
+        prepare_folder(&folder, &definition)?;
+        let name = definition.name.clone();
+        let started = self.start(&definition, &folder, role, policy).await;
+        match started {
+            Ok((process, qmp)) => Ok(RunningVm {
+                definition,
+                folder,
+                process,
+                qmp,
+            }),
+            Err(error) => {
+                if let Some(process) = find_process(&folder)? {
+                    process.kill().await.map_err(io_error("end a QEMU that is of no use"))?;
+                }
+                folder.remove_runtime_files().map_err(io_error("clean up"))?;
+                if let Some(cgroups) = &self.confinement.cgroups {
+                    cgroups.clear(Some(&name));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(
+        &self,
+        definition: &VmDefinition,
+        folder: &VmFolder,
+        role: Role,
+        policy: Option<&Policy>,
+    ) -> Result<(Process, Qmp), LaunchError> {
+        let is_kvm = definition.accel == Some(Accel::Kvm);
+        let user = self
+            .confinement
+            .choose_user(&definition.name, is_kvm)
+            .map_err(io_error("choose a user for QEMU"))?;
+        let taps = network::tap_names(definition, random_number()?);
+        let opened = self.open(definition, folder, &taps, (role, policy), &user).await?;
+        network::connect_taps(definition, &taps).await?;
+        let arguments = command_line::arguments(definition, folder, &opened.given, self.confinement.sandbox, role);
+        tracing::debug!(binary = %self.qemu.display(), ?arguments, ?user, "starting QEMU");
+        let child = self.spawn(definition, folder, &arguments, opened, &user)?;
+        // From here on there is a process of this user.
+        drop(user);
+        let qmp = await_monitor(child, definition, folder).await?;
+        match find_process(folder)? {
+            Some(process) => Ok((process, qmp)),
+            None => Err(LaunchError::Ended {
+                name: definition.name.clone(),
+                reason: last_words(folder),
+            }),
+        }
+    }
+
+    /// Opens what it needs, on a thread of its own: an NBD server may be slow.
+    async fn open(
+        &self,
+        definition: &VmDefinition,
+        folder: &VmFolder,
+        taps: &[String],
+        (role, policy): (Role, Option<&Policy>),
+        user: &Option<StartingUser>,
+    ) -> Result<Opened, LaunchError> {
+        let owner = user.as_ref().map(|user| user.user().uid);
+        let waits = role == Role::Incoming;
+        let name = definition.name.clone();
+        let (definition, folder, taps, policy) = (definition.clone(), folder.clone(), taps.to_owned(), policy.cloned());
+        let open = move || Opened::open(&definition, &folder, &taps, policy.as_ref(), owner, waits);
+        match tokio::task::spawn_blocking(open).await {
+            Ok(opened) => opened.map_err(|source| LaunchError::Given { name, source }),
+            // It cannot have been cancelled, as nobody holds its handle but us.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Starts the process, which has exactly what was opened.
+    fn spawn(
+        &self,
+        definition: &VmDefinition,
+        folder: &VmFolder,
+        arguments: &[String],
+        opened: Opened,
+        user: &Option<StartingUser>,
+    ) -> Result<Child, LaunchError> {
+        let run = format!("run {}", self.qemu.display());
+        let log = File::options()
+            .append(true)
+            .open(folder.log())
+            .map_err(io_error("open QEMU's log"))?;
+        let pid_file = File::create(folder.pid()).map_err(io_error("write down QEMU's process"))?;
+        let cgroup = self.enter_cgroup(definition, user);
+        let script = match &cgroup {
+            Some(_) => format!("{ENTER_CGROUP}{BECOME_QEMU}"),
+            None => BECOME_QEMU.to_owned(),
+        };
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-ec", &script, "qemu"])
+            .arg(&self.qemu)
+            .args(arguments)
+            // Whatever the agent was told by its environment is not for a guest that breaks out.
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            // By its path it could not be reached: all above it is the agent's only.
+            .current_dir(format!("/proc/self/fd/{}", opened.given.run_folder))
+            .stdin(cgroup.map_or_else(Stdio::null, Stdio::from))
+            .stdout(pid_file)
+            // Not a pipe: the agent may end.
+            .stderr(log)
+            // An interrupt from the terminal is for the agent.
+            .process_group(0);
+        if let Some(user) = user.as_ref().map(StartingUser::user) {
+            // All other groups of the agent are dropped with its user.
+            command.gid(user.gid).uid(user.uid);
+        }
+        command.as_std_mut().preserved_fds(opened.fds);
+        command.spawn().map_err(io_error(&run))
+    }
+
+    /// A cgroup for the VM. A QEMU without one is as safe, so that it is not worth a guest.
+    fn enter_cgroup(&self, definition: &VmDefinition, user: &Option<StartingUser>) -> Option<File> {
+        let own = rustix::process::geteuid().as_raw();
+        let uid = user.as_ref().map_or(own, |user| user.user().uid);
+        let made = self
+            .confinement
+            .cgroups
+            .as_ref()?
+            .make(&definition.name, uid, definition.vcpus);
+        made.inspect_err(|error| tracing::warn!(vm = definition.name, %error, "its QEMU has no cgroup of its own"))
+            .ok()
     }
 }
 
@@ -159,6 +306,15 @@ impl RunningVm {
     pub fn last_words(&self) -> String {
         last_words(&self.folder)
     }
+
+    /// Where the agent listens for its stream when it is moved away, and what QEMU calls that.
+    pub fn outgoing(&self) -> (PathBuf, PathBuf) {
+        if self.process.opens_paths() {
+            let path = self.folder.path().join("migration.sock");
+            return (path.clone(), path);
+        }
+        (self.folder.outgoing(), VmFolder::OUTGOING.into())
+    }
 }
 
 fn prepare_folder(folder: &VmFolder, definition: &VmDefinition) -> Result<(), LaunchError> {
@@ -171,46 +327,39 @@ fn prepare_folder(folder: &VmFolder, definition: &VmDefinition) -> Result<(), La
         .map_err(io_error(&format!("prepare {}", folder.path().display())))
 }
 
-/// Runs QEMU until it has daemonized: then the machine is set up and its monitors listen.
-async fn start(binary: &Path, arguments: &[String], name: &str, folder: &VmFolder) -> Result<(), LaunchError> {
-    let run = format!("run {}", binary.display());
-    let log = fs::File::options()
-        .append(true)
-        .open(folder.log())
-        .map_err(io_error("open QEMU's log"))?;
-    let mut child = Command::new(binary)
-        .args(arguments)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        // Not a pipe: were a daemon to keep its end open, we would wait for the guest's end.
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(io_error(&run))?;
-    let reason = match tokio::time::timeout(START_TIMEOUT, child.wait()).await {
-        Ok(Ok(status)) if status.success() => return Ok(()),
-        Ok(Ok(status)) => match last_words(folder) {
-            words if words.is_empty() => format!("it ended with {status} and said nothing"),
-            words => words,
-        },
-        Ok(Err(source)) => return Err(io_error(&run)(source)),
-        Err(_) => format!("it was not ready within {} s", START_TIMEOUT.as_secs()),
+/// Waits until the machine is set up: only then does its monitor greet.
+async fn await_monitor(mut child: Child, definition: &VmDefinition, folder: &VmFolder) -> Result<Qmp, LaunchError> {
+    let greeted = async {
+        loop {
+            match Qmp::connect(folder.qmp()).await {
+                Err(vmferry_qmp::Error::Greeting { .. }) => {}
+                other => return other,
+            }
+        }
     };
-    // The daemon may live on where its parent was given up.
-    if let Some(process) = find_process(folder)? {
-        process.kill().await.map_err(io_error("end a QEMU that is of no use"))?;
-    }
+    let reason = tokio::select! {
+        // What it says as it ends is the reason, and not that its monitor closed.
+        biased;
+        status = child.wait() => match (status, last_words(folder)) {
+            (Ok(status), words) if words.is_empty() => format!("it ended with {status} and said nothing"),
+            (Ok(_), words) => words,
+            (Err(source), _) => return Err(io_error("wait for QEMU")(source)),
+        },
+        greeted = greeted => match greeted {
+            Ok(qmp) => return Ok(qmp),
+            Err(error) => match tokio::time::timeout(QUIT_GRACE, child.wait()).await {
+                Ok(_) => last_words(folder),
+                Err(_) => return Err(error.into()),
+            }
+        },
+        () = tokio::time::sleep(START_TIMEOUT) => format!("it was not ready within {} s", START_TIMEOUT.as_secs()),
+    };
+    // Fails only for a process that has ended.
+    let _ = child.start_kill();
     Err(LaunchError::Refused {
-        name: name.to_owned(),
+        name: definition.name.clone(),
         reason,
     })
-}
-
-async fn attach(definition: &VmDefinition, folder: &VmFolder, taps: &[String]) -> Result<Qmp, LaunchError> {
-    let qmp = Qmp::connect(folder.qmp()).await?;
-    network::connect_taps(definition, taps).await?;
-    Ok(qmp)
 }
 
 fn find_process(folder: &VmFolder) -> Result<Option<Process>, LaunchError> {

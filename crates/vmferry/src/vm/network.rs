@@ -1,11 +1,17 @@
-//! Putting a VM's taps on bridges, with iproute2.
+//! A VM's taps, and putting them on bridges with iproute2.
 //!
-//! QEMU makes the taps itself, so that they end with it, however it ends.
+//! The agent opens them and QEMU inherits them, so that they end with it, however it ends.
 
-use std::{collections::BTreeMap, io, process::Stdio};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    process::Stdio,
+};
 
 use serde::Deserialize;
 use tokio::process::Command;
+use tun_rs::{DeviceBuilder, Layer};
 
 use super::definition::VmDefinition;
 
@@ -45,7 +51,21 @@ pub fn tap_names(definition: &VmDefinition, launch: u32) -> Vec<String> {
         .collect()
 }
 
-/// Connects the taps of a QEMU that has just started to the bridges of its NICs, and sets them up.
+/// Opens a tap as QEMU does, with room for the offloads that its guest may use; makes it where there is none of that name.
+///
+/// # Errors
+/// The system's.
+pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    let tap = DeviceBuilder::new()
+        .name(name)
+        .layer(Layer::L2)
+        .offload(true)
+        .inherit_enable_state()
+        .build_sync()?;
+    tap.as_fd().try_clone_to_owned()
+}
+
+/// Connects the taps that a QEMU is to be given to the bridges of its NICs, and sets them up.
 ///
 /// # Errors
 /// [`NetworkError`] for the first that cannot be connected.

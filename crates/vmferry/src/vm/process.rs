@@ -11,6 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use super::confine::VmCgroup;
+
 /// How long a process may take to end after SIGTERM before SIGKILL follows.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
@@ -19,14 +21,16 @@ const TERM_GRACE: Duration = Duration::from_secs(5);
 pub struct Process {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
+    cgroup: Option<VmCgroup>,
+    opens_paths: bool,
 }
 
 impl Process {
-    /// The living QEMU that was started with `-pidfile pid_file`, if there is one.
+    /// The living QEMU whose number is in `pid_file`, if there is one.
     ///
     /// The file may be left over and its number be another process's by now. So the process is first held, then asked
-    /// for its command line, which must name this very file: only this VM's QEMU does. To be called within a tokio
-    /// runtime.
+    /// for its command line, which must name this very file: only this VM's QEMU does (`marker`). To be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// The system's, other than that there is no such file or process.
@@ -39,11 +43,17 @@ impl Process {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let named = match fs::read(format!("/proc/{pid}/cmdline")) {
-            Ok(command_line) => command_line
-                .split(|&byte| byte == 0)
-                .any(|argument| argument == pid_file.as_os_str().as_bytes()),
-            Err(error) if is_gone(&error) => false,
+        let (named, opens_paths) = match fs::read(format!("/proc/{pid}/cmdline")) {
+            Ok(command_line) => {
+                let marker = marker(pid_file);
+                let mut arguments = command_line.split(|&byte| byte == 0);
+                let opens_paths = arguments
+                    .clone()
+                    .any(|argument| argument == pid_file.as_os_str().as_bytes());
+                let marked = arguments.any(|argument| argument.ends_with(marker.as_bytes()));
+                (marked || opens_paths, opens_paths)
+            }
+            Err(error) if is_gone(&error) => (false, false),
             Err(error) => return Err(error),
         };
         // Had it ended before its command line was read, the number could have been another process's then.
@@ -55,7 +65,22 @@ impl Process {
         // it is an unsafe function.
         #[expect(deprecated)]
         let pidfd = AsyncFd::new(pidfd)?;
-        Ok(Some(Self { pid, pidfd }))
+        let vm = pid_file
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str());
+        let cgroup = vm.and_then(|vm| VmCgroup::of_process(pid.as_raw_nonzero().get(), vm));
+        Ok(Some(Self {
+            pid,
+            pidfd,
+            cgroup,
+            opens_paths,
+        }))
+    }
+
+    /// Whether it was started by an agent that let its QEMUs open paths by themselves, as earlier versions did.
+    pub fn opens_paths(&self) -> bool {
+        self.opens_paths
     }
 
     /// Its number, for people and for `/proc`.
@@ -69,6 +94,9 @@ impl Process {
     /// The system's.
     pub async fn ended(&self) -> io::Result<()> {
         self.pidfd.readable().await?.retain_ready();
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove();
+        }
         Ok(())
     }
 
@@ -89,6 +117,9 @@ impl Process {
     /// # Errors
     /// The system's.
     pub async fn kill(&self) -> io::Result<()> {
+        if let Some(Err(error)) = self.cgroup.as_ref().map(VmCgroup::kill) {
+            tracing::debug!(pid = self.pid(), %error, "killing a cgroup");
+        }
         self.signal(Signal::KILL)?;
         self.ended().await
     }
@@ -99,6 +130,12 @@ impl Process {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// How a QEMU's command line shows whose it is: the end of an argument.
+pub(super) fn marker(pid_file: &Path) -> String {
+    // Among QEMU's options a comma is written twice.
+    format!(",opaque={}", pid_file.to_string_lossy().replace(',', ",,"))
 }
 
 fn read_pid(pid_file: &Path) -> io::Result<Option<Pid>> {
@@ -153,9 +190,10 @@ mod tests {
     async fn a_process_that_names_the_pid_file_is_found_and_killed() {
         let folder = tempfile::tempdir().unwrap();
         let pid_file = folder.path().join("qemu.pid");
-        let mut child = waiting_process(&["-pidfile", pid_file.to_str().unwrap()]);
+        let mut child = waiting_process(&["-add-fd", &format!("fd=7,set=7{}", marker(&pid_file))]);
         fs::write(&pid_file, format!("{}\n", child.id())).unwrap();
         let process = Process::find(&pid_file).unwrap().unwrap();
+        assert!(!process.opens_paths());
         assert_eq!(process.pid() as u32, child.id());
         process.kill().await.unwrap();
         // It is a zombie until its parent asks; a zombie has ended.
@@ -163,6 +201,18 @@ mod tests {
         assert!(!child.wait().unwrap().success());
         process.kill().await.unwrap();
         assert!(Process::find(&pid_file).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_qemu_of_an_earlier_version_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid_file = folder.path().join("qemu.pid");
+        let mut child = waiting_process(&["-pidfile", pid_file.to_str().unwrap()]);
+        fs::write(&pid_file, child.id().to_string()).unwrap();
+        let process = Process::find(&pid_file).unwrap().unwrap();
+        assert!(process.opens_paths());
+        process.kill().await.unwrap();
+        child.wait().unwrap();
     }
 
     #[tokio::test]

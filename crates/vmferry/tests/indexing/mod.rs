@@ -1,6 +1,6 @@
 //! What an agent indexes in the background, and until when.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::json;
 use vmferry::api::types::IndexState;
@@ -34,10 +34,13 @@ async fn neither_a_scan_nor_who_waits_for_it_holds_up_the_agents_end() {
     assert_eq!(run.code, 0, "{}", run.stderr);
     host.index_in_state("a", Some(IndexState::Indexing)).await;
     // Who waits has the agent look first, which shows that it was heard: nothing else tells the agent of this disk.
-    let disk = host.state_dir().join("b.raw");
+    // QEMU opens it by itself, so that its user has to come as far.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let disk = folder.path().join("b.raw");
     fs::write(&disk, [1; 4096]).unwrap();
     let monitor = Qmp::connect(host.state_dir().join("vms/a/qmp-oob.sock")).await.unwrap();
-    let node = json!({ "driver": "file", "node-name": "plugged", "filename": disk });
+    let node = json!({ "driver": "file", "node-name": "plugged", "filename": disk, "read-only": true });
     monitor.execute("blockdev-add", node).await.unwrap();
     let waits = host.spawn_cli(&["index", "--wait"]);
     host.index_in_state("b", Some(IndexState::Waiting)).await;

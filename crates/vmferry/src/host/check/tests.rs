@@ -73,12 +73,14 @@ fn facts() -> TargetFacts {
         qemu: Ok(QemuFacts {
             version: VERSION,
             machines: ["pc-q35-10.0".to_owned()].into(),
+            sandbox: true,
         }),
         kvm: true,
         cpu_features: Some(Ok(["sse2", "avx2", "avx512f"].map(String::from).into())),
         disks: [("root".to_owned(), Ok(Proof::Lock))].into(),
         boot_files: [("/boot/vmlinuz".into(), Ok("aa".to_owned()))].into(),
         interfaces: [("br0".to_owned(), true), ("tap0".to_owned(), false)].into(),
+        objections: Vec::new(),
     }
 }
 
@@ -139,6 +141,13 @@ fn each_lack_is_a_reason_of_its_own() {
         facts.disks.insert("root".into(), Err(DiskProblem::NothingToCompare));
     });
     assert!(said.contains("disk \"root\" has no lock"));
+    let said = reason(|_, facts| {
+        let (id, problem) = ("root".to_owned(), "/images/root is nowhere".to_owned());
+        facts.objections.push(Objection::Disk { id, problem });
+        // What the policy is against was not looked at.
+        facts.disks.clear();
+    });
+    assert!(said.contains("disk \"root\": /images/root is nowhere"), "{said}");
     let said = reason(|_, facts| facts.disks.clear());
     assert!(said.contains("does not describe disk \"root\""));
     let said = reason(|_, facts| {
@@ -167,8 +176,9 @@ fn all_reasons_come_at_once() {
         facts
             .disks
             .insert("root".into(), Err(DiskProblem::Unreachable { reason: "gone".into() }));
+        facts.objections.push(Objection::Vms { here: 2, most: 2 });
     });
-    assert_eq!(refusals.len(), 6, "{refusals:?}");
+    assert_eq!(refusals.len(), 7, "{refusals:?}");
     let json = serde_json::to_string(&refusals).unwrap();
     assert_eq!(serde_json::from_str::<Vec<Refusal>>(&json).unwrap(), refusals);
 }

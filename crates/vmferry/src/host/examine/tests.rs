@@ -8,7 +8,7 @@ use crate::{
         check::{MemoryPolicy, Occupancy, Refusal, check},
         offer::{describe, describe_disks},
     },
-    vm::{Role, RunningVm, VmDefinition, VmFolder, launch},
+    vm::{Confinement, Launcher, Role, RunningVm, VmDefinition, VmFolder},
 };
 use tempfile::TempDir;
 
@@ -44,9 +44,11 @@ impl Running {
         let mut definition = VmDefinition::from_toml(&text).unwrap();
         definition.complete(Accel::Tcg, [3; 16]);
         let vm_folder = VmFolder::new(folder.path(), &definition.name);
-        let vm = launch(Path::new(QEMU), definition, vm_folder, Role::Boot)
-            .await
-            .unwrap();
+        let launcher = Launcher {
+            qemu: QEMU.into(),
+            confinement: Confinement::default(),
+        };
+        let vm = launcher.launch(definition, vm_folder, Role::Boot, None).await.unwrap();
         vm.qmp.cont().await.unwrap();
         Self { vm, folder }
     }
@@ -57,7 +59,7 @@ impl Running {
 }
 
 async fn refusals(offer: &Offer) -> Vec<Refusal> {
-    let facts = examine(&Probes::new(QEMU.into()), offer).await.unwrap();
+    let facts = examine(&Probes::new(QEMU.into()), offer, Vec::new()).await.unwrap();
     let policy = MemoryPolicy {
         limit: None,
         headroom: 0,
@@ -71,7 +73,7 @@ async fn the_host_that_runs_a_vm_could_take_it_and_sees_its_lock() {
     let offer = describe(&running.vm).await.unwrap();
     let json = serde_json::to_vec(&offer).unwrap();
     let offer: Offer = serde_json::from_slice(&json).unwrap();
-    let facts = examine(&Probes::new(QEMU.into()), &offer).await.unwrap();
+    let facts = examine(&Probes::new(QEMU.into()), &offer, Vec::new()).await.unwrap();
     assert_eq!(facts.disks.get("root"), Some(&Ok(Proof::Lock)));
     assert_eq!(refusals(&offer).await, []);
     running.vm.end().await.unwrap();
@@ -145,7 +147,7 @@ async fn a_disk_that_was_written_to_between_both_looks_is_the_same_at_the_next()
     // As on storage whose locks the hosts don't share.
     offer.disks[0].locked = false;
     fs::write(running.disk(), vec![6; 1 << 20]).unwrap();
-    let mut facts = examine(&Probes::new(QEMU.into()), &offer).await.unwrap();
+    let mut facts = examine(&Probes::new(QEMU.into()), &offer, Vec::new()).await.unwrap();
     assert!(facts.content_differs(), "{facts:?}");
 
     offer.disks = describe_disks(&running.vm).await.unwrap();

@@ -1,7 +1,8 @@
 //! Real QEMUs, none of which boots anything.
 
 use super::*;
-use crate::vm::definition::Accel;
+use crate::vm::UserRange;
+use std::path::Path;
 use tempfile::TempDir;
 use vmferry_qmp::RunState;
 
@@ -22,7 +23,15 @@ fn definition(more: &str) -> VmDefinition {
 
 async fn launch_in(state_dir: &TempDir, definition: &VmDefinition, role: Role) -> Result<RunningVm, LaunchError> {
     let folder = VmFolder::new(state_dir.path(), &definition.name);
-    launch(Path::new("qemu-system-x86_64"), definition.clone(), folder, role).await
+    launcher().launch(definition.clone(), folder, role, None).await
+}
+
+/// As confined as this machine allows.
+fn launcher() -> Launcher {
+    Launcher {
+        qemu: "qemu-system-x86_64".into(),
+        confinement: Confinement::find(UserRange::default(), true),
+    }
 }
 
 #[tokio::test]
@@ -124,8 +133,8 @@ async fn an_incoming_vm_waits_for_a_migration() {
 #[tokio::test]
 async fn what_qemu_says_against_it_is_the_error() {
     let state_dir = tempfile::tempdir().unwrap();
-    let definition = definition("[[disk]]\nid = \"root\"\npath = \"/no/such/image\"\nformat = \"raw\"");
-    let error = launch_in(&state_dir, &definition, Role::Boot)
+    let missing = definition("[[disk]]\nid = \"root\"\npath = \"/no/such/image\"\nformat = \"raw\"");
+    let error = launch_in(&state_dir, &missing, Role::Boot)
         .await
         .unwrap_err()
         .to_string();
@@ -135,7 +144,12 @@ async fn what_qemu_says_against_it_is_the_error() {
     );
 
     let folder = VmFolder::new(state_dir.path(), "idle");
-    let error = launch(Path::new("/no/such/qemu"), definition, folder, Role::Boot)
+    let launcher = Launcher {
+        qemu: "/no/such/qemu".into(),
+        ..launcher()
+    };
+    let error = launcher
+        .launch(definition(""), folder, Role::Boot, None)
         .await
         .unwrap_err()
         .to_string();
@@ -159,12 +173,11 @@ async fn a_vm_whose_bridge_is_missing_leaves_no_qemu() {
 async fn a_broken_migration_ends_an_incoming_vm_and_its_log_says_why() {
     let state_dir = tempfile::tempdir().unwrap();
     let vm = launch_in(&state_dir, &definition(""), Role::Incoming).await.unwrap();
-    let socket = vm.folder.migration();
     vm.qmp
-        .migrate_incoming(&format!("unix:{}", socket.display()), false)
+        .migrate_incoming(&format!("unix:{}", VmFolder::INCOMING), false)
         .await
         .unwrap();
-    let mut stream = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    let mut stream = tokio::net::UnixStream::connect(vm.folder.incoming()).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut stream, b"not a migration stream")
         .await
         .unwrap();
@@ -175,4 +188,54 @@ async fn a_broken_migration_ends_an_incoming_vm_and_its_log_says_why() {
         "{}",
         vm.last_words()
     );
+}
+
+#[tokio::test]
+async fn what_everybody_may_not_read_is_given_to_qemu_alone() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let state_dir = tempfile::tempdir().unwrap();
+    let secret = state_dir.path().join("disk");
+    fs::write(&secret, vec![0; 1 << 20]).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let past_cache = state_dir.path().join("past-the-cache");
+    fs::copy(&secret, &past_cache).unwrap();
+    let before = secret.metadata().unwrap();
+    // A kernel of the oldest kind needs no header.
+    let kernel = state_dir.path().join("kernel");
+    fs::write(&kernel, vec![0; 8192]).unwrap();
+    fs::set_permissions(&kernel, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!(
+        "serial = \"pty\"\nkernel = {kernel:?}\nextra_args = [\"-netdev\", \"user,id=user\"]\n\
+         [[disk]]\nid = \"root\"\npath = {secret:?}\nformat = \"raw\"\ncache = \"writeback\"\n\
+         [[disk]]\nid = \"past\"\npath = {past_cache:?}\nformat = \"raw\"",
+    );
+    let vm = launch_in(&state_dir, &definition(&text), Role::Boot).await.unwrap();
+    vm.qmp.cont().await.unwrap();
+
+    let confinement = Confinement::find(UserRange::default(), true);
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.process.pid())).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+    assert_eq!(field("Seccomp:"), "2", "its system calls are filtered");
+    assert_eq!(field("NoNewPrivs:"), "1");
+    if confinement.users.is_some() {
+        let uid = field("Uid:").split_whitespace().next().unwrap().parse::<u32>().unwrap();
+        assert!((300_000..=365_535).contains(&uid), "{uid}");
+        assert_eq!(field("Groups:"), "", "of no other group");
+        assert_eq!(field("CapEff:").trim_matches('0'), "", "without any capability");
+        let again = confinement.choose_user("idle", false).unwrap().unwrap();
+        assert_ne!(again.user().uid, uid, "the next VM of that name is somebody else");
+    }
+    let user: u32 = field("Uid:").split_whitespace().next().unwrap().parse().unwrap();
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", vm.process.pid())).unwrap();
+    let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+    let is_its_own = cgroup.ends_with(&format!("/idle.{user}"));
+    assert_eq!(is_its_own, confinement.cgroups.is_some(), "{cgroups}");
+    let after = secret.metadata().unwrap();
+    let facts = |file: fs::Metadata| (file.uid(), file.gid(), file.mode(), file.ctime(), file.ctime_nsec());
+    assert_eq!(facts(after), facts(before), "nothing about the file changes");
+    vm.end().await.unwrap();
+    for mount in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        let left = Path::new(mount).join(cgroup);
+        assert!(!is_its_own || !left.exists(), "it goes with its QEMU");
+    }
 }
