@@ -234,7 +234,8 @@ fn boot(definition: &VmDefinition, problems: &mut Vec<String>) {
     let mut texts = definition.extra_args.iter().chain(&definition.append);
     if texts.any(|text| text.contains('\0')) || paths.into_iter().any(|path| has_zero_byte(path)) {
         problems.push(
-            "kernel, initrd, append, memory.path, serial, extra_args: an argument cannot contain a zero byte".to_owned(),
+            "kernel, initrd, append, memory.path, serial, extra_args: an argument cannot contain a zero byte"
+                .to_owned(),
         );
     }
 }
