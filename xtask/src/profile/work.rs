@@ -9,6 +9,7 @@ use super::script::Frame;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Work {
     Tcp,
+    Tls,
     Unix,
     Copying,
     Comparing,
@@ -33,8 +34,9 @@ pub(super) enum Work {
 
 impl Work {
     /// All, in the order of the table.
-    pub(super) const ALL: [Self; 21] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::Tcp,
+        Self::Tls,
         Self::Unix,
         Self::Copying,
         Self::Comparing,
@@ -61,6 +63,7 @@ impl Work {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "reading and writing sockets: TCP",
+            Self::Tls => "TLS (AES-GCM and records, less their copying)",
             Self::Unix => "reading and writing sockets: unix",
             Self::Copying => "copying in user space (memmove, memcpy)",
             Self::Comparing => "comparing and filling in user space (memcmp, memset)",
@@ -92,7 +95,7 @@ impl Work {
         }
         let depth = frames.iter().take_while(|frame| frame.in_kernel).count();
         Some(match (&frames[..depth], frames.first()) {
-            ([], Some(innermost)) => Self::of_user(innermost),
+            ([], Some(innermost)) => Self::of_user(comm, innermost),
             (kernel, _) => Self::of_kernel(kernel),
         })
     }
@@ -114,13 +117,23 @@ impl Work {
         }
     }
 
-    fn of_user(innermost: &Frame<'_>) -> Self {
+    fn of_user(comm: &str, innermost: &Frame<'_>) -> Self {
         let Frame { symbol, module, .. } = innermost;
         let found = USER_FUNCTIONS.iter().find(|(part, _)| symbol.contains(part));
         let of_file = || FILES.iter().find(|(part, _)| module.contains(part));
-        found.or_else(of_file).map_or(Self::Rest, |(_, work)| *work)
+        match found.or_else(of_file) {
+            // What is kept is encrypted in the same way, by other threads.
+            Some((AES_GCM, _)) if TALKING_THREADS.iter().any(|start| comm.starts_with(start)) => Self::Tls,
+            Some((_, work)) => *work,
+            None => Self::Rest,
+        }
     }
 }
+
+/// Part of the names of the functions that encrypt.
+const AES_GCM: &str = "aes_gcm";
+/// How threads are named that write to connections, or read them.
+const TALKING_THREADS: [&str; 4] = ["lane-", "acks-", "control-", "writer"];
 
 /// Parts of names; the first that is found decides.
 const USER_FUNCTIONS: &[(&str, Work)] = &[
@@ -150,7 +163,8 @@ const USER_FUNCTIONS: &[(&str, Work)] = &[
     ("::page::lz::", Work::Coding),
     ("::page::delta::", Work::Coding),
     ("xbzrle_", Work::Coding),
-    ("aes_gcm", Work::Kept),
+    (AES_GCM, Work::Kept),
+    ("rustls::", Work::Tls),
     ("::checkpoint::", Work::Kept),
     ("crossbeam_channel::", Work::Waiting),
     ("pthread_", Work::Waiting),

@@ -124,7 +124,7 @@ impl Tls {
         Arc::new(config)
     }
 
-    /// How to serve a peer on the port between agents that offers these protocols.
+    /// How to greet a peer on the port between agents, which has no certificate yet if it wants to join.
     pub(super) fn serving(&self, is_joining: bool) -> Arc<ServerConfig> {
         match &self.joining {
             Some(config) if is_joining => config.clone(),

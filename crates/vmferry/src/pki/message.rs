@@ -83,7 +83,9 @@ pub(super) fn hear<T: DeserializeOwned>(link: &mut Link) -> Result<T> {
     if length > MESSAGE_BYTES_MAX {
         bail!("it sends a message of {length} bytes about certificates");
     }
-    let mut payload = vec![0; length as usize];
-    link.read_exact(&mut payload).context("it does not say all of it")?;
+    // Who joins is not authenticated, so memory is only taken for what has come.
+    let mut payload = Vec::new();
+    let read = link.take(length.into()).read_to_end(&mut payload)?;
+    ensure!(read == length as usize, "it does not say all of it");
     serde_json::from_slice(&payload).context("it is not understood; are both sides of one version?")
 }

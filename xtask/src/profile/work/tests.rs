@@ -138,6 +138,8 @@ fn of_a_program_only_the_innermost_function_counts() {
     let copy = ("__memmove_avx512_unaligned_erms", LIBC);
     let unsure = ("vmferry_core::page::lines::hashes", AGENT);
     assert_eq!(work("lane-0", "", &[copy, unsure]), Some(Work::Copying));
+    let seal = ("aws_lc_0_47_0_aes_gcm_encrypt_avx512", AGENT);
+    assert_eq!(work("lane-0", "", &[seal]), Some(Work::Tls));
     for (symbol, file, expected) in [
         ("vmferry_core::page::lines::hashes", AGENT, Work::LineHashes),
         ("_blake3_hash_many_avx512", AGENT, Work::Fingerprints),
@@ -150,6 +152,7 @@ fn of_a_program_only_the_innermost_function_counts() {
             Work::Coding,
         ),
         ("aws_lc_0_47_0_aes_gcm_encrypt_avx512", AGENT, Work::Kept),
+        ("rustls::record_layer::RecordLayer::encrypt_outgoing", AGENT, Work::Tls),
         ("__memcmp_evex_movbe", LIBC, Work::Comparing),
         ("_int_malloc", LIBC, Work::Allocating),
         ("vmferry_core::page::decode::Decoder::decode", AGENT, Work::OwnCode),
