@@ -31,7 +31,7 @@ const STATE_DISK_MIB: u32 = 512;
 /// the host that it comes back to has nothing.
 const FILLED_BYTES: u32 = 16 << 20;
 const DIRTY_BYTES: u32 = 12 << 20;
-const DIRTY_BYTES_PER_S: u32 = 3 << 20;
+const DIRTY_BYTES_PER_S: u32 = 1 << 20;
 
 /// What a fault campaign runs on.
 pub(crate) struct World<'lab> {
