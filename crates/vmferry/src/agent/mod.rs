@@ -26,7 +26,7 @@ use std::{fs, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, syn
 
 use anyhow::Context;
 pub use error::AgentError;
-pub use settings::{Config, Settings, default_socket};
+pub use settings::{ArbiterSettings, Config, Settings, default_socket};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -35,9 +35,10 @@ use tokio::{
 
 use crate::{
     api::{self, types::HostView},
+    arbiter::{self, Arbiter},
     content::{self, KnownContent},
     host::{Probes, QemuFacts, capability},
-    migrate::{self, peers::Peers},
+    migrate::{self, peers::Peers, resolve::OpenHandovers},
 };
 use events::EventBus;
 use journal::Journal;
@@ -65,8 +66,12 @@ pub struct Agent {
     pub qemu: QemuFacts,
     /// What that QEMU answered when it was asked.
     pub probes: Probes,
+    /// Who decides when another host is gone.
+    pub arbiter: Arbiter,
     /// What is under way between here and other agents.
     pub peers: Peers,
+    /// The handovers under way, for an operator to decide about.
+    pub handovers: OpenHandovers,
     /// Becomes true when the agent ends.
     pub shutdown: latest::Sender<bool>,
 }
@@ -107,7 +112,7 @@ impl Agent {
 pub async fn serve(settings: Settings) -> anyhow::Result<()> {
     // First, so that a signal during the start is not lost.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let config = settings.resolve().context("cannot make paths absolute")?;
+    let config = settings.resolve().context("the settings are wrong")?;
     make_private_dir(&config.state_dir)?;
     let (journal, ledger) = Journal::open(&config.state_dir)?;
     let probes = Probes::new(config.qemu.clone());
@@ -118,6 +123,13 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
             config.listen
         )
     })?;
+    let arbiter = Arbiter::new(&config)?;
+    match arbiter.name().await {
+        Ok(None) => {}
+        Ok(Some(name)) => tracing::info!(cluster = name.cluster, prefix = name.prefix, "the arbiter answers"),
+        // The guests that are here need their agent all the same.
+        Err(error) => tracing::error!(%error, "VMs can't be started or moved until it answers"),
+    }
     let api_listener = bind_api(&config.socket).await?;
     let agent = Arc::new(Agent {
         listen: listener.local_addr()?,
@@ -130,7 +142,9 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         migrations: Migrations::default(),
         qemu,
         probes,
+        arbiter,
         peers: Peers::default(),
+        handovers: OpenHandovers::default(),
         shutdown: latest::Sender::new(false),
         config,
     });
@@ -139,6 +153,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
     }
     tokio::spawn(migrate::peers::serve(agent.clone(), listener));
     tokio::spawn(content::keep(agent.clone()));
+    tokio::spawn(arbiter::look_after(agent.clone()));
 
     // Whoever started the agent waits for this line.
     println!(

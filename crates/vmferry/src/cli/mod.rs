@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`commands`] | what each short command does |
 //! | [`migrate`] | `vmferry migrate`: the request, the live view, Ctrl-C |
+//! | [`resolve`] | `vmferry resolve`: what is known, what must be true, the decision |
 //! | [`progress`], [`report`], [`table`] | what people see of a migration |
 //! | [`client`] | HTTP over the agent's unix socket |
 //! | [`exit`] | exit codes |
@@ -17,6 +18,7 @@ pub mod migrate;
 pub mod output;
 pub mod progress;
 pub mod report;
+pub mod resolve;
 pub mod table;
 pub mod units;
 
@@ -50,7 +52,7 @@ pub enum Command {
     ///
     /// Its guests run on when it ends; it finds them again when it is started anew. Its log goes to standard error,
     /// filtered by the variable RUST_LOG.
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Start a VM from its definition, or start one anew that has stopped.
     Run {
         /// The definition, TOML.
@@ -71,6 +73,19 @@ pub enum Command {
     Cancel {
         /// The VM's name.
         vm: String,
+    },
+    /// Decide which copy of a VM is the VM, when a handover waits for a host that is gone for ever.
+    ///
+    /// Says first what is known and what must be true, and asks whether it is.
+    Resolve {
+        /// The VM's name.
+        vm: String,
+        /// The host whose copy is the VM: this host's name, or the other's address.
+        #[arg(long, value_name = "HOST")]
+        keep: String,
+        /// What must be true is true: don't ask.
+        #[arg(long)]
+        yes: bool,
     },
     /// Print what happens on this host, until interrupted.
     Events,
@@ -120,7 +135,8 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let Cli { socket, json, command } = cli;
     let client = |socket: Option<PathBuf>| Client::new(socket.unwrap_or_else(agent::default_socket));
     match command {
-        Command::Agent(AgentArgs { config, mut settings }) => {
+        Command::Agent(args) => {
+            let AgentArgs { config, mut settings } = *args;
             settings.socket = socket;
             let settings = settings.or_from_file(config.as_deref()).map_err(Failure::Usage)?;
             agent::serve(settings).await.map_err(Failure::Start)?;
@@ -131,6 +147,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Index { wait } => commands::index(&client(socket), json, wait).await,
         Command::Migrate(args) => migrate::migrate(&client(socket), json, args).await,
         Command::Cancel { vm } => commands::cancel(&client(socket), json, &vm).await,
+        Command::Resolve { vm, keep, yes } => resolve::resolve(&client(socket), json, &vm, keep, yes).await,
         Command::Events => commands::events(&client(socket), json).await,
         Command::Stop { vm, force } => commands::stop(&client(socket), json, &vm, force).await,
     }
@@ -169,6 +186,8 @@ mod tests {
             "vmferry run web.toml",
             "vmferry cancel web",
             "vmferry events",
+            "vmferry resolve web --keep host-b --yes",
+            "vmferry agent --arbiter etcd:http://a:2379,https://b:2379 --arbiter-prefix /lab --arbiter-ca ca.pem",
             "vmferry stop web --force",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use vmferry_core::controller::{Controller, Decision, Limits, Sample};
+use vmferry_core::handover::arbiter::Side;
 use vmferry_core::handover::{Cause, Outcome, Source, SourceEffect, SourceEvent, Stage};
 use vmferry_core::limits::LANES_MAX;
 use vmferry_core::memory;
@@ -23,12 +24,14 @@ use vmferry_dataplane::source::{self as lanes, Counters};
 use vmferry_dataplane::{connection, source};
 use vmferry_qmp::{EventKind, Events, MigrationStatus};
 
+use super::arbitration::Arbitration;
 use super::contents::Contents;
 use super::control::{Control, Heard};
 use super::dial::{dial, hello, reach};
 use super::figures::{Account, ms};
 use super::monitor;
 use super::offer::DISK_LOOKS;
+use super::resolve::Decisions;
 use crate::agent::Agent;
 use crate::agent::migrations::MigrationHandle;
 use crate::api::migration::{self as view, MigrateRequest, Report, Verification};
@@ -78,6 +81,9 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
             coders: transfer.coders.clone(),
         };
         let tables_bytes_max = memory.tables_bytes_max(agent.content.tables_bytes_max());
+        // Nothing has changed yet, on either host.
+        let owned = agent.arbiter.own(&name, epoch).await;
+        let epoch = owned.map_err(|error| error.to_string())?;
         let (offer, contents) = super::offer::make(&agent, &running).await?;
         let (control, round_trip) = dial(&agent, &to).await?;
         Ok::<_, String>((
@@ -89,9 +95,10 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
                 memory,
             },
             offer,
+            epoch,
         ))
     };
-    let (session, offer) = tokio::select! {
+    let (session, offer, epoch) = tokio::select! {
         prepared = prepared => match prepared {
             Ok(prepared) => prepared,
             Err(why) => return failed(view::Outcome::RolledBack, why),
@@ -103,14 +110,18 @@ pub async fn run(agent: Arc<Agent>, mut handle: MigrationHandle) -> Report {
         vm: handle.vm.clone(),
         epoch: epoch.next(),
     };
+    let decisions = agent
+        .handovers
+        .enter(&handover, Side::Source, &session.control.peer().to_string());
     let (source, effects) = Source::new(
-        handover,
+        handover.clone(),
         session.control.peer().to_string(),
         session.transfer.clone(),
         offer,
         MAX_BLACKOUT,
+        agent.arbiter.is_there(),
     );
-    let driver = Driver::new(agent, handle, running, session, source, began);
+    let driver = Driver::new(agent, handle, running, session, (handover, source, decisions), began);
     driver.run(effects).await
 }
 
@@ -152,6 +163,10 @@ struct Driver {
     /// The control lane that is to replace a lost one.
     reached: Option<JoinHandle<Control>>,
     source: Source,
+    handover: Handover,
+    arbitration: Arbitration,
+    /// What an operator decides.
+    decisions: Decisions,
     /// What a target that asks is answered meanwhile.
     verdict: watch::Sender<Verdict>,
     queue: VecDeque<SourceEvent>,
@@ -175,7 +190,7 @@ impl Driver {
         handle: MigrationHandle,
         vm: Arc<RunningVm>,
         session: Session,
-        source: Source,
+        (handover, source, decisions): (Handover, Source, Decisions),
         began: Instant,
     ) -> Driver {
         let (to_driver, stream_events) = unbounded_channel();
@@ -194,6 +209,9 @@ impl Driver {
             control_lost: false,
             reached: None,
             source,
+            handover,
+            arbitration: Arbitration::default(),
+            decisions,
             queue: VecDeque::new(),
             stream: None,
             stream_events,
@@ -221,6 +239,7 @@ impl Driver {
             tracing::debug!(migration = %self.handle.id, ?event, "source");
             let effects = self.source.handle(event, self.began.elapsed());
             self.verdict.send_replace(self.source.verdict());
+            self.decisions.waits(self.source.can_be_resolved());
             self.account.stage(self.source.stage());
             self.publish();
             self.carry_out(effects).await;
@@ -248,6 +267,8 @@ impl Driver {
                 }
                 event = next_event(&mut self.qmp_events) => self.on_qmp(event).await,
                 Some(event) = self.stream_events.recv() => self.on_stream(event),
+                (claim, ruling) = self.arbitration.ruled() => Some(SourceEvent::Ruled(claim, ruling)),
+                keep = self.decisions.next() => Some(SourceEvent::Resolved(keep)),
                 () = self.handle.cancelled(), if can_cancel => Some(SourceEvent::Cancel),
                 () = until(deadline) => Some(SourceEvent::Tick),
                 () = tokio::time::sleep(LOOK), if looks => self.look().await,
@@ -466,7 +487,17 @@ impl Driver {
                 }
                 None
             }
+            SourceEffect::Arbitrate(claim) => {
+                let target = self.source.target_host();
+                self.arbitration
+                    .ask(&self.agent, Side::Source, &self.handover, claim, target);
+                None
+            }
             SourceEffect::Finish(outcome) => {
+                // A target that is gone for ever need not be reached any more.
+                if let Some(reaching) = self.reached.take() {
+                    reaching.abort();
+                }
                 self.outcome = Some(outcome);
                 None
             }
