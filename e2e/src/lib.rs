@@ -8,6 +8,7 @@
 //! | [`accel`] | KVM if a guest really boots under it, else TCG |
 //! | [`net`] | two hosts, a storage host, a client and the switch between them |
 //! | [`nbd`] | a disk exported by the storage host |
+//! | [`etcd`] | three nodes of etcd |
 //! | [`agent`] | a `vmferry agent` on such a host, and its command line |
 //! | [`api`] | the streams of an agent's API |
 //! | [`migration`] | a migration under way, and its report |
@@ -26,6 +27,7 @@ pub mod api;
 pub mod baseline;
 mod command;
 pub mod definition;
+pub mod etcd;
 pub mod guest;
 pub mod image;
 pub mod memory;
