@@ -47,6 +47,10 @@ fn with_an_arbiter_a_guest_moves_there_and_back() -> Result<()> {
     let guest = guest_on_a(&scenario)?;
     let talk = guest.converse();
     scenario.moves("web", Host::A, Host::B, &[])?;
+    let definition = lab.folder().join("web.toml");
+    let second = scenario.a.cli(["run".as_ref(), definition.as_os_str()])?;
+    assert_eq!(second.code, Some(8), "{second:?}");
+    ensure!(second.said.contains("host-b"), "{second:?}");
     // Two of three are enough.
     etcd.kill(0)?;
     scenario.moves("web", Host::B, Host::A, &[])?;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use vmferry_core::{
-    handover::arbiter::{Claim, NoRuling, Ruling, Side},
+    handover::arbiter::{Claim, Holder, NoRuling, Ruling, Side},
     wire::message::{Epoch, Handover},
 };
 
@@ -117,6 +117,13 @@ impl Etcd {
             (Side::Source, Claim::Ask | Claim::TakeBack, Some(target)) => self.is_gone(target).await,
             _ => false,
         };
+        if holder == Holder::Target && other_is_gone {
+            tracing::warn!(
+                vm = handover.vm,
+                target,
+                "took the VM and is gone: the copy here is given up"
+            );
+        }
         Ok(Ruling { holder, other_is_gone })
     }
 
