@@ -8,6 +8,7 @@
 //! | [`accel`] | KVM if a guest really boots under it, else TCG |
 //! | [`net`] | two hosts, a storage host, a client and the switch between them |
 //! | [`nbd`] | a disk exported by the storage host |
+//! | [`etcd`] | three nodes of etcd |
 //! | [`agent`] | a `vmferry agent` on such a host, and its command line |
 //! | [`pki`] | certificates for a lab's hosts |
 //! | [`api`] | the streams of an agent's API |
@@ -27,6 +28,7 @@ pub mod api;
 pub mod baseline;
 mod command;
 pub mod definition;
+pub mod etcd;
 pub mod guest;
 pub mod image;
 pub mod memory;

@@ -54,13 +54,21 @@ impl Proxy {
     /// # Errors
     /// When it cannot listen.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::leading_to(lab, SocketAddr::from((Host::B.address(), agent::PORT)))
+    }
+
+    /// Starts one that leads elsewhere than to the agent on [`Host::B`].
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn leading_to(lab: &Lab, target: SocketAddr) -> Result<Self> {
         let plan = Arc::new(Plan::default());
         let accepting = Arc::clone(&plan);
         let address = lab.within(Host::A, move || {
             let listener = TcpListener::bind((Host::A.address(), 0))?;
             let address = listener.local_addr()?;
             // It inherits this thread's namespace, so what it opens is on the host, too.
-            thread::spawn(move || accept(&listener, &accepting));
+            thread::spawn(move || accept(&listener, target, &accepting));
             Ok(address)
         })?;
         Ok(Self { address, plan })
@@ -75,9 +83,15 @@ impl Proxy {
     /// Holds back the next control message of this kind, and all that its sender says after it on that connection.
     #[must_use]
     pub fn hold(&self, message: &str) -> Held {
+        self.hold_bytes(&format!("\"message\":\"{message}\""))
+    }
+
+    /// Holds back the next time that these bytes cross, of up to 64, with all behind them on that connection.
+    #[must_use]
+    pub fn hold_bytes(&self, bytes: &str) -> Held {
         let (sprung, reached) = channel();
         let (open, opened) = channel();
-        let words = format!("\"message\":\"{message}\"").into_bytes();
+        let words = bytes.as_bytes().to_vec();
         *lock(&self.plan.trap) = Some(Trap { words, sprung, opened });
         Held { reached, _open: open }
     }
@@ -109,10 +123,10 @@ impl Held {
     pub fn release(self) {}
 }
 
-fn accept(listener: &TcpListener, plan: &Arc<Plan>) {
+fn accept(listener: &TcpListener, target: SocketAddr, plan: &Arc<Plan>) {
     for source in listener.incoming().map_while(Result::ok) {
         // A target that is gone shows to the source as a connection that closes.
-        let Ok(target) = TcpStream::connect((Host::B.address(), agent::PORT)) else {
+        let Ok(target) = TcpStream::connect(target) else {
             continue;
         };
         let (Ok(source_twin), Ok(target_twin)) = (source.try_clone(), target.try_clone()) else {

@@ -2,14 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use vmferry_core::wire::PREFACE;
-use vmferry_core::wire::frame::{HEADER_BYTES, Header, Kind, Sequence};
+use vmferry_core::wire::frame::{HEADER_BYTES, Header, Kind};
 use vmferry_e2e::agent;
 use vmferry_e2e::migration::ensure_moved_and_verified;
 use vmferry_e2e::net::{Host, Lab};
@@ -43,11 +43,16 @@ impl LaterVersion {
 
 fn connect(source: TcpStream, messages: &Arc<AtomicU64>) -> Result<()> {
     let target = TcpStream::connect((Host::B.address(), agent::PORT))?;
-    for (from, to) in [(source.try_clone()?, target.try_clone()?), (target, source)] {
+    let (there, back) = (Arc::<Passed>::default(), Arc::<Passed>::default());
+    let ways = [
+        (source.try_clone()?, target.try_clone()?, [there.clone(), back.clone()]),
+        (target, source, [back, there]),
+    ];
+    for (from, to, [passed, other_way]) in ways {
         let messages = Arc::clone(messages);
         thread::spawn(move || {
             // Ends with an error when either side closes.
-            let _ = pass_on(&from, &to, &messages);
+            let _ = pass_on(&from, &to, &messages, &passed, &other_way);
             let _ = to.shutdown(Shutdown::Both);
             let _ = from.shutdown(Shutdown::Both);
         });
@@ -55,19 +60,46 @@ fn connect(source: TcpStream, messages: &Arc<AtomicU64>) -> Result<()> {
     Ok(())
 }
 
-fn pass_on(mut from: &TcpStream, mut to: &TcpStream, messages: &AtomicU64) -> Result<()> {
+/// The frames behind the hellos that went one way: whether each was sent by the agent itself.
+type Passed = Mutex<Vec<bool>>;
+
+fn pass_on(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    messages: &AtomicU64,
+    passed: &Passed,
+    other_way: &Passed,
+) -> Result<()> {
     let mut preface = [0; PREFACE.len()];
     from.read_exact(&mut preface)?;
     to.write_all(&preface)?;
-    let mut sequence = Sequence::default();
+    let poisoned = || anyhow!("the other direction failed");
     loop {
         let mut header = [0; HEADER_BYTES];
         from.read_exact(&mut header)?;
         let header = Header::parse(&header)?;
         let mut payload = vec![0; header.payload_bytes];
         from.read_exact(&mut payload)?;
-        for payload in said_later(header.kind, payload)? {
-            let header = sequence.next_header(header.kind, &payload).context("it got too long")?;
+        // Of those that it heard only the other agent's own count for that.
+        let heard = {
+            let other_way = other_way.lock().map_err(|_| poisoned())?;
+            other_way
+                .iter()
+                .take(header.heard as usize)
+                .filter(|is_own| **is_own)
+                .count() as u64
+        };
+        let is_numbered = !matches!(header.kind, Kind::Hello | Kind::HelloReply);
+        for (index, payload) in said_later(header.kind, payload)?.into_iter().enumerate() {
+            let sequence = {
+                let mut passed = passed.lock().map_err(|_| poisoned())?;
+                let sequence = passed.len() as u64;
+                if is_numbered {
+                    passed.push(index == 0);
+                }
+                sequence
+            };
+            let header = Header::encode(header.kind, sequence, heard, &payload).context("it got too long")?;
             to.write_all(&[&header[..], &payload].concat())?;
         }
         messages.fetch_add(u64::from(header.kind == Kind::Message), Ordering::Relaxed);
@@ -101,7 +133,7 @@ fn said_later(kind: Kind, payload: Vec<u8>) -> Result<Vec<Vec<u8>>> {
 #[test]
 fn agents_that_hear_more_than_they_know_hand_a_guest_over() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let later = LaterVersion::start(&lab)?;
     let mut guest = scenario.run(Host::A, "web", &small_guest(0, Vec::new())?)?;
     guest.ask("fill random 8388608")?;

@@ -130,7 +130,7 @@ fn a_link_that_comes_back_in_precopy_costs_its_time_and_few_bytes() -> Result<()
 #[test]
 fn a_lane_that_dies_is_replaced_while_the_others_go_on() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let mut guest = guest_on_a(&scenario)?;
     proxy.spoil(4_000_000, Fault::Cut);
@@ -145,7 +145,7 @@ fn a_lane_that_dies_is_replaced_while_the_others_go_on() -> Result<()> {
 #[test]
 fn a_link_that_stays_away_in_the_blackout_is_waited_for_so_long_and_then_tried_again() -> Result<()> {
     let lab = Lab::new()?;
-    let scenario = Scenario::set_up(&lab)?;
+    let scenario = Scenario::set_up_in_the_clear(&lab)?;
     let proxy = Proxy::start(&lab)?;
     let guest = guest_on_a(&scenario)?;
     let talk = guest.converse();

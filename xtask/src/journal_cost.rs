@@ -130,6 +130,7 @@ fn appends(folder: &Path) -> Result<(u64, Vec<Duration>)> {
             vm: VM.to_owned(),
             epoch: Epoch(1),
         },
+        arbiter: None,
     };
     let before = journal.file_bytes();
     let mut times = Vec::with_capacity(APPENDS);

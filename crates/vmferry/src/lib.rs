@@ -5,6 +5,7 @@
 //! | [`cli`] | the command line |
 //! | [`api`] | the agent's HTTP API |
 //! | [`agent`] | owning VMs, and moving them |
+//! | [`arbiter`] | who decides when another host is gone |
 //! | [`migrate`] | carrying a handover out, on both sides |
 //! | [`content`] | what this host knows of content outside its guests |
 //! | [`pki`] | who may talk: certificates |
@@ -14,6 +15,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod arbiter;
 pub mod cli;
 pub mod content;
 pub mod host;

@@ -150,6 +150,30 @@ async fn the_state_follows_the_guest() {
 }
 
 #[tokio::test]
+async fn a_guest_is_followed_again_after_its_monitor_broke() {
+    let host = Host::start().await;
+    assert_eq!(host.cli(&["run", &host.definition("web")]).await.code, 0);
+    let pid = host.vm("web").await.pid;
+    let mut events = host.client().lines("/v1/events").await.unwrap();
+    let mut state = async || {
+        let event: Event = events.next().await.unwrap().expect("the agent lives");
+        let EventKind::VmState { state, .. } = event.kind else {
+            panic!("{event:?}");
+        };
+        state
+    };
+    let monitor = Qmp::connect(host.state_dir().join("vms/web/qmp-oob.sock"))
+        .await
+        .unwrap();
+    let broken = serde_json::json!({ "instances": [{ "type": "chardev", "id": "qmp" }] });
+    monitor.execute("yank", broken).await.unwrap();
+    assert_eq!(state().await, VmState::Running);
+    monitor.stop().await.unwrap();
+    assert_eq!(state().await, VmState::Paused);
+    assert_eq!(host.vm("web").await.pid, pid);
+}
+
+#[tokio::test]
 async fn two_agents_cannot_share_a_state_directory() {
     let host = Host::start().await;
     let other_socket = host.state_dir().join("other.sock");

@@ -24,7 +24,10 @@
 //!   the guest by itself. From there to `Released`, a restarted source without the record has the target's copy dropped.
 //! * A target runs the VM only after a `Commit` or an inquiry answered `Released`; both follow the record.
 //! * No passage of time resumes a released copy. Only the target's durable word that its own copy is gone, unrun, does.
+//! * With an [`arbiter`], the commit point is its ruling that the VM is released, asked for once `Released` is durable. The
+//!   target runs the VM only after it has taken it there, the source again only after it has taken it back there.
 
+pub mod arbiter;
 mod recover;
 mod source;
 mod target;
@@ -34,6 +37,7 @@ pub use source::{Source, SourceEffect, SourceEvent};
 pub use target::{Target, TargetEffect, TargetEvent};
 
 use crate::wire::message::Handover;
+use arbiter::Side;
 use serde::{Deserialize, Serialize};
 
 /// A durable fact about one handover. Replaying one is harmless.
@@ -47,10 +51,14 @@ pub enum Record {
         /// Where the target's agent listens, to reach it again after a restart.
         peer: String,
     },
-    /// Source: the VM is the target's; this copy never runs again unless `Reclaimed` follows.
+    /// Source: the VM is the target's, or with an arbiter whoever's that says; this copy never runs again unless `Reclaimed`
+    /// follows.
     Released {
         /// The attempt.
         handover: Handover,
+        /// What the arbiter calls the target's host, if there is an arbiter. It is asked only after this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        arbiter: Option<String>,
     },
     /// Source: the target runs it and this copy was ended.
     HandedOver {
@@ -62,7 +70,8 @@ pub enum Record {
         /// The attempt.
         handover: Handover,
     },
-    /// Source: after the release, the target durably dropped its copy unrun; the VM is this host's again.
+    /// Source: after the release, the target durably dropped its copy unrun, or the arbiter gave the VM back, or was never
+    /// asked for it; the VM is this host's again.
     Reclaimed {
         /// The attempt.
         handover: Handover,
@@ -73,6 +82,9 @@ pub enum Record {
         handover: Handover,
         /// Where the source's agent listens, to ask it.
         peer: String,
+        /// An arbiter has to say that it may.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        arbiter: bool,
     },
     /// Target: the VM is this host's.
     Owned {
@@ -89,21 +101,46 @@ pub enum Record {
         /// The attempt.
         handover: Handover,
     },
+    /// Either: the other host is gone for ever, as an operator says, who decided which copy is the VM. Written in place of the
+    /// record by which the same would have been decided otherwise, [`Record::plain`].
+    Resolved {
+        /// The attempt.
+        handover: Handover,
+        /// Which host this is.
+        by: Side,
+        /// Whose copy is the VM.
+        keep: Side,
+    },
 }
 
 impl Record {
+    /// The record in whose place this one stands, which is itself unless an operator decided.
+    pub fn plain(&self) -> Record {
+        let Record::Resolved { handover, by, keep } = self else {
+            return self.clone();
+        };
+        let handover = handover.clone();
+        match (by, keep) {
+            (Side::Source, Side::Source) => Record::Reclaimed { handover },
+            (Side::Source, Side::Target) => Record::HandedOver { handover },
+            (Side::Target, Side::Source) => Record::Dropped { handover },
+            (Side::Target, Side::Target) => Record::Owned { handover },
+        }
+    }
+
     /// The attempt that it is about.
     pub fn handover(&self) -> &Handover {
         match self {
             Record::Offered { handover, .. }
-            | Record::Released { handover }
+            | Record::Released { handover, .. }
             | Record::HandedOver { handover }
             | Record::RolledBack { handover }
             | Record::Reclaimed { handover }
             | Record::Prepared { handover, .. }
             | Record::Owned { handover }
             | Record::TakenOver { handover }
-            | Record::Dropped { handover } => handover,
+            | Record::Dropped { handover }
+            | Record::Resolved { handover, .. } => handover,
         }
     }
 }
@@ -167,6 +204,12 @@ pub enum Cause {
     /// A stage took longer than it may.
     #[error("{0} took longer than {1:?}")]
     TooLong(Stage, std::time::Duration),
+    /// The arbiter can't be asked, or has given the VM back, or the target has none.
+    #[error("{0}")]
+    Arbiter(String),
+    /// An operator decided after the other host was gone.
+    #[error("an operator decided that the copy here is the VM")]
+    Resolved,
     /// The guest or its QEMU ended during the attempt.
     #[error("the guest's QEMU on the source ended during {0}")]
     GuestGone(Stage),

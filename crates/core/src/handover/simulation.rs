@@ -62,8 +62,8 @@ struct World {
     a_qemu_killed: bool,
     b_qemu_killed: bool,
     b_ran: bool,
-    /// A restarted target found `Owned` and its QEMU dead: whether the guest ran, the agent before may have known.
-    b_cannot_tell: bool,
+    /// The target's QEMU was told to run its guest, which outlives the agent.
+    b_told: bool,
     to_b: VecDeque<Message>,
     to_a: VecDeque<Message>,
     link: bool,
@@ -79,6 +79,7 @@ impl World {
             transfer(),
             serde_json::Value::Null,
             Duration::from_secs(10),
+            false,
         );
         let mut world = World {
             now: Duration::ZERO,
@@ -91,7 +92,7 @@ impl World {
             a_qemu_killed: false,
             b_qemu_killed: false,
             b_ran: false,
-            b_cannot_tell: false,
+            b_told: false,
             to_b: VecDeque::new(),
             to_a: VecDeque::new(),
             link: true,
@@ -165,6 +166,7 @@ impl World {
                     self.on_source(SourceEvent::Resumed(resumed));
                 }
                 SourceEffect::EndQemu => self.a_qemu = Qemu::Absent,
+                SourceEffect::Arbitrate(_) => panic!("there is no arbiter"),
                 SourceEffect::Finish(outcome) => {
                     self.outcome = Some(outcome);
                     self.source = None;
@@ -198,10 +200,12 @@ impl World {
                         self.inquire(Message::Inquire { handover: handover() });
                     }
                 }
+                TargetEffect::Arbitrate(_) => panic!("there is no arbiter"),
                 TargetEffect::StartGuest if self.b_qemu == Qemu::Absent => {
                     self.on_target(TargetEvent::QemuGone("gone".into()));
                 }
                 TargetEffect::StartGuest => {
+                    self.b_told = true;
                     self.b_qemu = Qemu::Running;
                     self.b_ran = true;
                     self.check();
@@ -237,7 +241,7 @@ impl World {
                     offer,
                 },
             ) if self.b.journal.is_empty() && !self.b_qemu_killed => {
-                let (target, effects) = Target::new(handover, "a".into(), transfer, offer);
+                let (target, effects) = Target::new(handover, "a".into(), transfer, offer, false);
                 self.target = Some(target);
                 self.do_target(effects);
             }
@@ -304,8 +308,9 @@ impl World {
                     self.a.journal.push(Record::RolledBack { handover: handover() });
                 }
             }
-            AfterRestart::Commit(handover, _) => {
-                let (source, effects) = Source::released(handover, self.now);
+            AfterRestart::Commit(handover, _, arbiter) => {
+                let gone = self.a_qemu == Qemu::Absent;
+                let (source, effects) = Source::released(handover, arbiter, gone, self.now);
                 self.source = Some(source);
                 self.do_source(effects);
             }
@@ -319,11 +324,17 @@ impl World {
         self.to_a.clear();
         self.to_b.clear();
         self.break_link();
-        match after_restart(&self.b.journal) {
-            AfterRestart::Nothing if matches!(self.b.journal.last(), Some(Record::TakenOver { .. })) => {}
+        let found = match (self.b_qemu, self.b_told) {
+            (Qemu::Absent, true) => FoundQemu::Gone,
+            (Qemu::Absent, false) => FoundQemu::GoneUnstarted,
+            _ => FoundQemu::Other,
+        };
+        let ran = |last: Option<&Record>| matches!(last, Some(Record::TakenOver { .. } | Record::Owned { .. }));
+        match after_restart(&self.b.journal).given(found) {
+            AfterRestart::Nothing if ran(self.b.journal.last()) => {}
             AfterRestart::Nothing => self.b_qemu = Qemu::Absent,
-            AfterRestart::Ask(handover, peer) => {
-                let (target, effects) = Target::prepared(handover, peer, self.now);
+            AfterRestart::Ask(handover, peer, arbiter) => {
+                let (target, effects) = Target::prepared(handover, peer, arbiter, self.now);
                 self.target = Some(target);
                 self.do_target(effects);
                 if self.b_qemu == Qemu::Absent {
@@ -331,8 +342,12 @@ impl World {
                 }
             }
             AfterRestart::Run(handover, peer) => {
-                self.b_cannot_tell |= self.b_qemu == Qemu::Absent;
                 let (target, effects) = Target::owned(handover, peer);
+                self.target = Some(target);
+                self.do_target(effects);
+            }
+            AfterRestart::GiveBack(handover, peer) => {
+                let (target, effects) = Target::owned_unstarted(handover, peer);
                 self.target = Some(target);
                 self.do_target(effects);
             }
@@ -412,7 +427,10 @@ impl World {
         if runs(self.b_qemu) {
             assert!(self.image_complete, "an incomplete image runs");
             assert!(
-                self.a.journal.contains(&Record::Released { handover: handover() }),
+                self.a.journal.contains(&Record::Released {
+                    handover: handover(),
+                    arbiter: None
+                }),
                 "the target runs it unreleased"
             );
         }
@@ -503,9 +521,8 @@ fn a_copy_that_died_is_taken_back_though_the_target_could_not_write_that() {
     assert_eq!((world.a_qemu, world.b_qemu), (Qemu::Running, Qemu::Absent));
 }
 
-/// Whether the guest ran is not to be found out, and had it run, the source's copy would be an old one.
 #[test]
-fn a_guest_that_died_with_its_agent_before_it_is_known_to_have_run_is_not_taken_back() {
+fn a_guest_that_died_with_its_agent_before_it_ran_is_taken_back() {
     use Fate::*;
     let mut world = World::new();
     for fate in [
@@ -527,9 +544,8 @@ fn a_guest_that_died_with_its_agent_before_it_is_known_to_have_run_is_not_taken_
         world.suffer(fate);
     }
     world.heal();
-    assert_eq!((world.a_qemu, world.b_qemu), (Qemu::Absent, Qemu::Absent));
-    assert_eq!(world.outcome, Some(Outcome::HandedOver));
-    assert!(matches!(world.b.journal.last(), Some(Record::TakenOver { .. })));
+    assert_eq!((world.a_qemu, world.b_qemu), (Qemu::Running, Qemu::Absent));
+    assert!(matches!(world.b.journal.last(), Some(Record::Dropped { .. })));
 }
 
 proptest! {
@@ -541,8 +557,8 @@ proptest! {
             world.suffer(fate);
         }
         world.heal();
-        // A target's QEMU that dies before it ran its guest costs nothing but the attempt, as long as its agent can tell.
-        let guest_was_killed = world.a_qemu_killed || world.b_qemu_killed && (world.b_ran || world.b_cannot_tell);
+        // A target's QEMU that dies before it ran its guest costs nothing but the attempt.
+        let guest_was_killed = world.a_qemu_killed || world.b_qemu_killed && world.b_ran;
         if !guest_was_killed {
             let runs = [world.a_qemu, world.b_qemu].iter().filter(|qemu| **qemu == Qemu::Running).count();
             prop_assert_eq!(runs, 1, "a {:?} {:?}, b {:?} {:?}, {:?}", world.a_qemu, world.a.journal, world.b_qemu, world.b.journal, world.outcome);

@@ -1,5 +1,6 @@
 //! The source's side: it owns the VM until its journal says `Released`, and ends with the guest running on one host.
 
+use super::arbiter::{Claim, Holder, NoRuling, Ruling, Side};
 use super::{Cause, Outcome, Record, Stage};
 use crate::wire::message::{Handover, Image, Message, Reservation, Transfer, Verdict};
 use serde_json::Value;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 /// Longest that a target may take to check, start its QEMU and answer.
 const RESERVE_LIMIT: Duration = Duration::from_secs(60);
-/// Pause between two repetitions of `Commit`, or of an `Abort` that has to be heard.
+/// Pause between two repetitions of `Commit`, of an `Abort` that has to be heard, or of what an arbiter is asked.
 const COMMIT_REPEAT: Duration = Duration::from_secs(1);
 
 /// What happened.
@@ -41,6 +42,10 @@ pub enum SourceEvent {
     Resumed(Result<(), String>),
     /// QEMU ended by itself.
     QemuGone,
+    /// What came of [`SourceEffect::Arbitrate`] with this claim. Only the answer to the latest question is told.
+    Ruled(Claim, Result<Ruling, NoRuling>),
+    /// The target's host is gone for ever, says an operator, and this side's copy is the VM, or the other.
+    Resolved(Side),
     /// Time has passed; see [`Source::deadline`].
     Tick,
 }
@@ -64,6 +69,8 @@ pub enum SourceEffect {
     ResumeGuest,
     /// End the QEMU whose VM is now the target's.
     EndQemu,
+    /// Ask the arbiter, and report [`SourceEvent::Ruled`]. A question that is under way already is not waited for any more.
+    Arbitrate(Claim),
     /// The attempt is over.
     Finish(Outcome),
 }
@@ -85,6 +92,9 @@ enum State {
     /// `Released` could not be written, for this cause, and may be on the disk all the same: a restarted agent that finds it
     /// there has the target run its copy. So the target's word that this is gone is awaited before the guest may go on.
     Revoking(Cause),
+    /// `Released` is written. Whether the arbiter released the VM is to be heard from it; the guest may run here no more
+    /// before that is known.
+    Arbitrating,
     /// The VM is the target's; it is told so until it answers.
     Committing,
     /// `HandedOver` is being written.
@@ -93,7 +103,7 @@ enum State {
     Resuming(Cause),
     /// `RolledBack` is being written.
     RollingBack(Cause),
-    /// `Reclaimed` is being written.
+    /// `Reclaimed` is being written, or that an operator decided.
     Reclaiming(Cause),
     Finished,
 }
@@ -109,17 +119,24 @@ pub struct Source {
     state: State,
     /// The source's QEMU is dead, but the target may hold all of its guest.
     qemu_gone: bool,
+    /// An arbiter decides.
+    arbiter: bool,
+    /// What it calls the target's host, once that has said so.
+    target_host: Option<String>,
+    /// The arbiter may have been asked for the release, and the answer was not heard.
+    may_be_released: bool,
     deadline: Option<Duration>,
 }
 
 impl Source {
-    /// Starts an attempt; carry out the effects.
+    /// Starts an attempt, with an arbiter or without; carry out the effects.
     pub fn new(
         handover: Handover,
         peer: String,
         transfer: Transfer,
         offer: Value,
         max_blackout: Duration,
+        arbiter: bool,
     ) -> (Source, Vec<SourceEffect>) {
         let reserve = Message::Reserve {
             handover: handover.clone(),
@@ -136,23 +153,49 @@ impl Source {
             max_blackout,
             state: State::Offering,
             qemu_gone: false,
+            arbiter,
+            target_host: None,
+            may_be_released: false,
             deadline: None,
         };
         (source, vec![SourceEffect::Journal(record)])
     }
 
-    /// Takes up a handover that was released before the agent restarted: says `Commit` until the target answers.
-    pub fn released(handover: Handover, now: Duration) -> (Source, Vec<SourceEffect>) {
+    /// Takes up a handover that was released before the agent restarted: says `Commit` until the target answers, once the
+    /// `arbiter` has said that it was released, if there is one (by what it calls the target's host).
+    pub fn released(
+        handover: Handover,
+        arbiter: Option<String>,
+        qemu_gone: bool,
+        now: Duration,
+    ) -> (Source, Vec<SourceEffect>) {
         let mut source = Source {
             handover,
             reserve: None,
             max_blackout: Duration::ZERO,
             state: State::Committing,
-            qemu_gone: false,
+            qemu_gone,
+            arbiter: arbiter.is_some(),
+            target_host: arbiter,
+            may_be_released: true,
             deadline: None,
         };
-        let effects = source.commit(now);
+        let effects = if source.arbiter {
+            source.arbitrate(now)
+        } else {
+            source.commit(now)
+        };
         (source, effects)
+    }
+
+    /// What the arbiter calls the target's host.
+    pub fn target_host(&self) -> Option<&str> {
+        self.target_host.as_deref()
+    }
+
+    /// Whether the attempt waits for somebody who may be gone for ever, so that an operator may decide.
+    pub fn can_be_resolved(&self) -> bool {
+        matches!(self.state, State::Arbitrating | State::Committing)
     }
 
     /// The stage for people; after the end, the last one.
@@ -207,11 +250,39 @@ impl Source {
             (State::Offering, On::Journaled(Err(why))) => self.finish(Outcome::RolledBack(Cause::Journal(why))),
 
             (State::Reserving, On::Peer(Message::Reserved(reservation))) => {
+                self.target_host.clone_from(&reservation.arbiter_host);
+                if self.arbiter && self.target_host.is_none() {
+                    return self.roll_back(Cause::Arbiter(
+                        "the target's agent does not ask the arbiter that this one asks".to_owned(),
+                    ));
+                }
                 self.enter(State::PreCopy, None);
                 vec![Do::OpenStream(reservation)]
             }
             (State::Reserving, On::Peer(Message::Refused { reasons })) => self.roll_back(Cause::Refused(reasons)),
 
+            // Whether it answers is better known before the guest stands still.
+            (State::PreCopy, On::StopNow) if self.arbiter => {
+                let asks = self.deadline.is_none().then_some(Do::Arbitrate(Claim::Ask));
+                self.deadline = self.deadline.or(Some(now + self.max_blackout));
+                asks.into_iter().collect()
+            }
+            (
+                State::PreCopy,
+                On::Ruled(
+                    _,
+                    Ok(Ruling {
+                        holder: Holder::Source, ..
+                    }),
+                ),
+            ) => {
+                self.deadline = Some(now + self.max_blackout);
+                vec![Do::LetStop]
+            }
+            (State::PreCopy, On::Ruled(_, Ok(_))) => self.roll_back(Cause::Arbiter(
+                "the arbiter says that the VM is not this host's".to_owned(),
+            )),
+            (State::PreCopy, On::Ruled(_, Err(why))) => self.roll_back(Cause::Arbiter(why.to_string())),
             // A QEMU that neither stops its guest nor says anything is not waited for.
             (State::PreCopy, On::StopNow) => {
                 self.deadline = Some(now + self.max_blackout);
@@ -245,6 +316,7 @@ impl Source {
             // The target keeps its promise until it hears from us, so a lost peer is no reason to undo this.
             (State::Completing, On::PeerLost(_) | On::Cancel | On::NotConverging(_) | On::TransferFailed(_)) => vec![],
 
+            (State::Releasing, On::Journaled(Ok(()))) if self.arbiter => self.arbitrate(now),
             (State::Releasing, On::Journaled(Ok(()))) => {
                 self.state = State::Committing;
                 self.commit(now)
@@ -267,24 +339,84 @@ impl Source {
                 let cause = cause.clone();
                 self.resume(cause)
             }
+            // A restarted agent that finds the record there asks for the release, and hears that it is too late.
+            (
+                State::Revoking(cause),
+                On::Ruled(
+                    _,
+                    Ok(Ruling {
+                        holder: Holder::Returned,
+                        ..
+                    }),
+                ),
+            ) => {
+                let cause = cause.clone();
+                self.resume(cause)
+            }
             (State::Revoking(_), On::QemuGone) => {
                 self.qemu_gone = true;
                 vec![]
             }
 
+            (State::Arbitrating, On::Ruled(_, Ok(Ruling { holder, .. }))) => match holder {
+                Holder::Released | Holder::Target => {
+                    self.state = State::Committing;
+                    self.commit(now)
+                }
+                Holder::Returned => self.reclaim(Cause::Arbiter("the arbiter has given the VM back".to_owned())),
+                Holder::Source => vec![],
+            },
+            // Nothing was asked that could still come about, and what is asked after a restart is asked only if this host did
+            // not write before that it has the VM.
+            (State::Arbitrating, On::Ruled(_, Err(NoRuling::Unasked(why))))
+                if !self.may_be_released && !self.qemu_gone =>
+            {
+                self.reclaim(Cause::Arbiter(why))
+            }
+            (State::Arbitrating, On::Ruled(_, Err(no))) => {
+                self.may_be_released |= matches!(no, NoRuling::Unanswered(_));
+                vec![]
+            }
+            // The question before this one may be carried out yet.
+            (State::Arbitrating, On::Tick) => {
+                self.may_be_released = true;
+                self.arbitrate(now)
+            }
+
             (State::Committing, On::Tick | On::PeerBack) => self.commit(now),
-            (State::Committing, On::Peer(Message::Running { handover })) if handover == self.handover => {
-                self.enter(State::Ending, None);
-                vec![Do::EndQemu, Do::Journal(Record::HandedOver { handover })]
+            // It asked the arbiter itself.
+            (State::Arbitrating | State::Committing, On::Peer(Message::Running { handover }))
+                if handover == self.handover =>
+            {
+                self.end(Record::HandedOver { handover })
             }
-            (State::Committing, On::Peer(Message::Dropped { handover, reason })) if handover == self.handover => {
-                self.enter(State::Reclaiming(Cause::Target(reason)), None);
-                vec![Do::Journal(Record::Reclaimed { handover })]
+            (State::Arbitrating | State::Committing, On::Peer(Message::Dropped { handover, reason }))
+                if handover == self.handover =>
+            {
+                self.reclaim(Cause::Target(reason))
             }
-            (State::Committing, On::QemuGone) => {
+            (State::Arbitrating | State::Committing, On::QemuGone) => {
                 self.qemu_gone = true;
                 vec![]
             }
+            (State::Committing, On::Ruled(_, Ok(ruling))) => match (ruling.holder, ruling.other_is_gone) {
+                // A target that is only out of reach may take it first. Where this side's copy has died, it has to.
+                (Holder::Released, true) if !self.qemu_gone => vec![Do::Arbitrate(Claim::TakeBack)],
+                (Holder::Returned, _) => self.reclaim(Cause::PeerLost(
+                    "the target's host is gone, and had not taken the VM".to_owned(),
+                )),
+                // The guest may have run there, and ended like any other.
+                (Holder::Target, true) => self.end(Record::HandedOver {
+                    handover: self.handover.clone(),
+                }),
+                _ => vec![],
+            },
+            (State::Arbitrating | State::Committing, On::Resolved(Side::Source)) => self.reclaim(Cause::Resolved),
+            (State::Arbitrating | State::Committing, On::Resolved(keep)) => self.end(Record::Resolved {
+                handover: self.handover.clone(),
+                by: Side::Source,
+                keep,
+            }),
             // A journal that fails here loses nothing: a restart would say `Commit` again and hear `Running`.
             (State::Ending, On::Journaled(_)) => self.finish(Outcome::HandedOver),
 
@@ -297,11 +429,9 @@ impl Source {
                 self.deadline = Some(now + COMMIT_REPEAT);
                 vec![]
             }
-            (State::Reclaiming(_), On::Tick) => {
-                self.deadline = None;
-                vec![Do::Journal(Record::Reclaimed {
-                    handover: self.handover.clone(),
-                })]
+            (State::Reclaiming(cause), On::Tick) => {
+                let cause = cause.clone();
+                self.reclaim(cause)
             }
 
             (State::Resuming(cause), On::Resumed(Ok(()))) => {
@@ -393,7 +523,33 @@ impl Source {
     fn revoke(&mut self, cause: Cause, now: Duration) -> Vec<SourceEffect> {
         let abort = self.abort(&cause);
         self.enter(State::Revoking(cause), Some(now + COMMIT_REPEAT));
-        vec![abort]
+        let take_back = self.arbiter.then_some(SourceEffect::Arbitrate(Claim::TakeBack));
+        [abort].into_iter().chain(take_back).collect()
+    }
+
+    fn arbitrate(&mut self, now: Duration) -> Vec<SourceEffect> {
+        self.enter(State::Arbitrating, Some(now + COMMIT_REPEAT));
+        vec![SourceEffect::Arbitrate(Claim::Release)]
+    }
+
+    fn reclaim(&mut self, cause: Cause) -> Vec<SourceEffect> {
+        let handover = self.handover.clone();
+        let record = match cause {
+            Cause::Resolved => Record::Resolved {
+                handover,
+                by: Side::Source,
+                keep: Side::Source,
+            },
+            _ => Record::Reclaimed { handover },
+        };
+        self.enter(State::Reclaiming(cause), None);
+        vec![SourceEffect::Journal(record)]
+    }
+
+    /// The VM is the target's, and the copy here of no more use.
+    fn end(&mut self, record: Record) -> Vec<SourceEffect> {
+        self.enter(State::Ending, None);
+        vec![SourceEffect::EndQemu, SourceEffect::Journal(record)]
     }
 
     fn lose(&mut self, cause: Cause) -> Vec<SourceEffect> {
@@ -406,14 +562,17 @@ impl Source {
         self.enter(State::Releasing, None);
         vec![SourceEffect::Journal(Record::Released {
             handover: self.handover.clone(),
+            arbiter: self.target_host.clone().filter(|_| self.arbiter),
         })]
     }
 
     fn commit(&mut self, now: Duration) -> Vec<SourceEffect> {
         self.deadline = Some(now + COMMIT_REPEAT);
-        vec![SourceEffect::Send(Message::Commit {
+        let commit = SourceEffect::Send(Message::Commit {
             handover: self.handover.clone(),
-        })]
+        });
+        let ask = self.arbiter.then_some(SourceEffect::Arbitrate(Claim::Ask));
+        [commit].into_iter().chain(ask).collect()
     }
 
     fn finish(&mut self, outcome: Outcome) -> Vec<SourceEffect> {

@@ -1,6 +1,7 @@
 //! The target's side: it runs the VM only after the source durably gave it up, and drops its copy otherwise.
 
 use super::Record;
+use super::arbiter::{Claim, Holder, NoRuling, Ruling, Side};
 use crate::wire::message::{Handover, Image, Message, Reservation, Transfer, Verdict};
 use serde_json::Value;
 use std::time::Duration;
@@ -34,6 +35,10 @@ pub enum TargetEvent {
     Started(Result<(), String>),
     /// QEMU, or only its monitor, was gone while it was told: the guest may run or not. It is told again.
     StartUnknown(String),
+    /// What came of [`TargetEffect::Arbitrate`]. Only the answer to the latest question is told.
+    Ruled(Claim, Result<Ruling, NoRuling>),
+    /// The source's host is gone for ever, says an operator, and this side's copy is the VM, or the other.
+    Resolved(Side),
     /// Time has passed; see [`Target::deadline`].
     Tick,
 }
@@ -54,7 +59,10 @@ pub enum TargetEffect {
     Send(Message),
     /// Ask the source's agent, over a connection of its own, about this handover; its answer comes as an event.
     Inquire,
-    /// Start the guest, announce it on its networks; report [`TargetEvent::Started`].
+    /// Ask the arbiter, and report [`TargetEvent::Ruled`]. A question that is under way already is not waited for any more.
+    Arbitrate(Claim),
+    /// Start the guest, announce it on its networks; report [`TargetEvent::Started`]. Durably before the first time, for as
+    /// long as this host is not rebooted: that it may have run.
     StartGuest,
     /// End QEMU, free what was set aside.
     Drop {
@@ -104,32 +112,32 @@ pub struct Target {
     may_own: bool,
     /// The guest may have been started without that being known, by an agent before this one or by a monitor that broke.
     may_have_run: bool,
+    /// An arbiter decides.
+    arbiter: bool,
     deadline: Option<Duration>,
 }
 
 impl Target {
     /// Answers a [`Message::Reserve`]; `peer` is where the source's agent listens.
-    pub fn new(handover: Handover, peer: String, transfer: Transfer, offer: Value) -> (Target, Vec<TargetEffect>) {
+    pub fn new(
+        handover: Handover,
+        peer: String,
+        transfer: Transfer,
+        offer: Value,
+        arbiter: bool,
+    ) -> (Target, Vec<TargetEffect>) {
         let target = Target {
-            handover,
-            peer,
-            state: State::Reserving,
-            may_own: false,
-            may_have_run: false,
-            deadline: None,
+            arbiter,
+            ..Target::in_state(State::Reserving, handover, peer)
         };
         (target, vec![TargetEffect::Reserve { transfer, offer }])
     }
 
-    /// Takes up an image that was prepared before the agent restarted: asks the source.
-    pub fn prepared(handover: Handover, peer: String, now: Duration) -> (Target, Vec<TargetEffect>) {
+    /// Takes up an image that was prepared before the agent restarted: asks the source, and the arbiter if there is one.
+    pub fn prepared(handover: Handover, peer: String, arbiter: bool, now: Duration) -> (Target, Vec<TargetEffect>) {
         let mut target = Target {
-            handover,
-            peer,
-            state: State::Prepared,
-            may_own: false,
-            may_have_run: false,
-            deadline: None,
+            arbiter,
+            ..Target::in_state(State::Prepared, handover, peer)
         };
         let effects = target.inquire(now);
         (target, effects)
@@ -138,14 +146,38 @@ impl Target {
     /// Takes up a VM that was owned but perhaps not started before the agent restarted.
     pub fn owned(handover: Handover, peer: String) -> (Target, Vec<TargetEffect>) {
         let target = Target {
-            handover,
-            peer,
-            state: State::Starting { failed: false },
             may_own: true,
             may_have_run: true,
-            deadline: None,
+            ..Target::in_state(State::Starting { failed: false }, handover, peer)
         };
         (target, vec![TargetEffect::StartGuest])
+    }
+
+    /// Takes up a VM that was owned before the agent restarted, and whose QEMU is gone without ever having been told to run it.
+    pub fn owned_unstarted(handover: Handover, peer: String) -> (Target, Vec<TargetEffect>) {
+        let mut target = Target {
+            may_own: true,
+            ..Target::in_state(State::Starting { failed: false }, handover, peer)
+        };
+        let effects = target.drop_promised("the target's QEMU ended before it ran".to_owned());
+        (target, effects)
+    }
+
+    fn in_state(state: State, handover: Handover, peer: String) -> Target {
+        Target {
+            handover,
+            peer,
+            state,
+            may_own: false,
+            may_have_run: false,
+            arbiter: false,
+            deadline: None,
+        }
+    }
+
+    /// Whether the attempt waits for somebody who may be gone for ever, so that an operator may decide.
+    pub fn can_be_resolved(&self) -> bool {
+        self.state == State::Prepared
     }
 
     /// When [`TargetEvent::Tick`] is due, on the driver's clock.
@@ -189,6 +221,7 @@ impl Target {
                 vec![Do::Journal(Record::Prepared {
                     handover: self.handover.clone(),
                     peer: self.peer.clone(),
+                    arbiter: self.arbiter,
                 })]
             }
             (State::Preparing(image), On::Journaled(Ok(()))) => {
@@ -204,19 +237,34 @@ impl Target {
                 self.drop_unpromised(format!("the journal can't be written: {why}"))
             }
 
-            (State::Prepared, On::Peer(message)) if message.is_release(&self.handover) => {
-                self.enter(State::Owning { gone: false }, None);
-                self.may_own = true;
-                vec![Do::Journal(Record::Owned {
-                    handover: self.handover.clone(),
-                })]
+            (State::Prepared, On::Peer(message)) if message.is_release(&self.handover) && self.arbiter => {
+                self.take(now)
             }
+            (State::Prepared, On::Peer(message)) if message.is_release(&self.handover) => self.own(),
             (State::Prepared, On::Peer(message)) => match message.abort_reason(&self.handover) {
                 Some(reason) => self.drop_promised(reason),
                 None => vec![],
             },
+            (State::Prepared, On::Ruled(_, Ok(ruling))) => match ruling.holder {
+                Holder::Target => self.own(),
+                Holder::Returned => self.drop_promised("the arbiter has given the VM back to its source".to_owned()),
+                Holder::Source | Holder::Released => vec![],
+            },
             (State::Prepared, On::PeerLost(_) | On::Tick) => self.inquire(now),
             (State::Prepared, On::QemuGone(why)) => self.drop_promised(why),
+            (State::Prepared, On::Resolved(Side::Target)) => self.own_by(Record::Resolved {
+                handover: self.handover.clone(),
+                by: Side::Target,
+                keep: Side::Target,
+            }),
+            (State::Prepared, On::Resolved(keep)) => self.drop_by(
+                "an operator decided that the source's copy is the VM".to_owned(),
+                Record::Resolved {
+                    handover: self.handover.clone(),
+                    by: Side::Target,
+                    keep,
+                },
+            ),
 
             (State::Owning { .. }, On::QemuGone(_)) => {
                 self.enter(State::Owning { gone: true }, None);
@@ -305,7 +353,25 @@ impl Target {
 
     fn inquire(&mut self, now: Duration) -> Vec<TargetEffect> {
         self.deadline = Some(now + INQUIRY_REPEAT);
-        vec![TargetEffect::Inquire]
+        let take = self.arbiter.then_some(TargetEffect::Arbitrate(Claim::Take));
+        [TargetEffect::Inquire].into_iter().chain(take).collect()
+    }
+
+    fn take(&mut self, now: Duration) -> Vec<TargetEffect> {
+        self.deadline = Some(now + INQUIRY_REPEAT);
+        vec![TargetEffect::Arbitrate(Claim::Take)]
+    }
+
+    fn own(&mut self) -> Vec<TargetEffect> {
+        self.own_by(Record::Owned {
+            handover: self.handover.clone(),
+        })
+    }
+
+    fn own_by(&mut self, record: Record) -> Vec<TargetEffect> {
+        self.enter(State::Owning { gone: false }, None);
+        self.may_own = true;
+        vec![TargetEffect::Journal(record)]
     }
 
     fn take_over(&mut self) -> Vec<TargetEffect> {
@@ -328,13 +394,17 @@ impl Target {
     }
 
     fn drop_promised(&mut self, reason: String) -> Vec<TargetEffect> {
-        self.enter(State::Dropping(reason.clone()), None);
-        vec![
-            TargetEffect::Drop { reason },
-            TargetEffect::Journal(Record::Dropped {
+        self.drop_by(
+            reason,
+            Record::Dropped {
                 handover: self.handover.clone(),
-            }),
-        ]
+            },
+        )
+    }
+
+    fn drop_by(&mut self, reason: String, record: Record) -> Vec<TargetEffect> {
+        self.enter(State::Dropping(reason.clone()), None);
+        vec![TargetEffect::Drop { reason }, TargetEffect::Journal(record)]
     }
 
     fn finish_dropped(&mut self, reason: String) -> Vec<TargetEffect> {
@@ -392,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_reservation_that_nothing_comes_for_expires() {
-        let (mut target, _) = Target::new(handover(), "a".into(), transfer(), Value::Null);
+        let (mut target, _) = Target::new(handover(), "a".into(), transfer(), Value::Null, false);
         let reserved = Duration::from_secs(5);
         target.handle(TargetEvent::Reserved(Ok(Reservation::default())), reserved);
         assert_eq!(target.deadline(), Some(reserved + RESERVATION_LIMIT));

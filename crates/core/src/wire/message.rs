@@ -68,6 +68,9 @@ pub struct Reservation {
     /// behind them those whose tables it sent.
     #[serde(default)]
     pub contents: Vec<u16>,
+    /// What the arbiter calls this host, if its agent asks the one that the source's agent asks.
+    #[serde(default)]
+    pub arbiter_host: Option<String>,
 }
 
 /// What a side's memory held when the guest was stopped: a hash over every page that the stream carried.

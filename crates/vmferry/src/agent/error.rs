@@ -4,7 +4,7 @@ use std::io;
 
 use vmferry_core::wire::hello::MigrationId;
 
-use crate::{api::types::VmState, vm::LaunchError};
+use crate::{api::types::VmState, arbiter::ArbiterError, vm::LaunchError};
 
 /// Why an agent does not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,31 @@ pub enum AgentError {
     /// Nothing more can be made durable, so nothing more is begun.
     #[error(transparent)]
     Journal(#[from] vmferry_store::Error),
+    /// The arbiter does not answer, or has something against it.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
+    /// No handover of the VM waits for a host that may be gone for ever.
+    #[error("no handover of VM {vm:?} waits to be decided here: {why}")]
+    NothingToResolve {
+        /// The VM.
+        vm: String,
+        /// What there is instead.
+        why: String,
+    },
+    /// The host to be kept is neither of the two.
+    #[error(
+        "VM {vm:?} is between this host, {here:?}, and the one at {other}: one of both is to be kept, not {keep:?}"
+    )]
+    NoSuchHost {
+        /// The VM.
+        vm: String,
+        /// This host.
+        here: String,
+        /// The other's address.
+        other: String,
+        /// What was asked.
+        keep: String,
+    },
     /// What the host offers cannot be found out.
     #[error("cannot find out what this host offers: {0}")]
     Host(io::Error),

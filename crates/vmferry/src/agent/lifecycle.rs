@@ -28,8 +28,16 @@ impl Agent {
         detached({
             let agent = self.clone();
             async move {
+                let before = agent.registry.with(&definition.name, |vm| Ok(vm.clone())).ok();
                 let epoch = agent.registry.enter_starting(definition.clone())?;
                 let name = definition.name.clone();
+                let epoch = match agent.arbiter.own(&name, epoch).await {
+                    Ok(epoch) => epoch,
+                    Err(error) => {
+                        agent.leave_stopped(&name, before);
+                        return Err(error.into());
+                    }
+                };
                 match agent.start(definition, epoch).await {
                     Ok(running) => Ok(agent.enter_running(Arc::new(running), epoch, VmState::Running, None)),
                     Err(error) => {
@@ -40,6 +48,15 @@ impl Agent {
             }
         })
         .await
+    }
+
+    /// Nothing was done about a VM that was to be started.
+    fn leave_stopped(&self, name: &str, before: Option<Vm>) {
+        let mut vms = self.registry.lock();
+        match before {
+            Some(vm) => vms.insert(name.to_owned(), vm),
+            None => vms.remove(name),
+        };
     }
 
     async fn start(&self, definition: VmDefinition, epoch: Epoch) -> Result<RunningVm, AgentError> {
@@ -223,6 +240,15 @@ impl Agent {
         }
     }
 
+    /// Takes a VM out that a handover brought here, and that its source is to have again.
+    pub fn give_back(&self, name: &str, reason: &str) {
+        self.registry.lock().remove(name);
+        self.events.publish(EventKind::VmGone {
+            vm: name.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
     /// Enters a VM that is durably this host's by a handover, and watches its QEMU.
     pub fn take_in(self: &Arc<Self>, running: Arc<RunningVm>, epoch: Epoch) -> VmView {
         self.enter_running(running, epoch, VmState::Running, None)
@@ -231,11 +257,7 @@ impl Agent {
     /// Takes a VM out that is durably another host's by a handover. Called before its QEMU is ended here, it keeps that end
     /// from being told as the guest's.
     pub fn give_away(&self, name: &str, to: &str) {
-        self.registry.lock().remove(name);
-        self.events.publish(EventKind::VmGone {
-            vm: name.to_owned(),
-            reason: format!("it runs on {to}"),
-        });
+        self.give_back(name, &format!("it runs on {to}"));
     }
 
     /// Where the files of a VM are.
@@ -291,6 +313,9 @@ impl Agent {
 
     async fn forget(&self, name: &str, reason: &str) -> Result<(), AgentError> {
         self.journal.append(Record::Forgotten { vm: name.to_owned() }).await?;
+        if let Err(error) = self.arbiter.forget(name).await {
+            tracing::warn!(vm = name, %error, "the arbiter still has it as this host's");
+        }
         if let Err(error) = self.folder(name).remove() {
             tracing::warn!(vm = name, %error, "its folder is left behind");
         }

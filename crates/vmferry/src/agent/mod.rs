@@ -26,7 +26,7 @@ use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::A
 
 use anyhow::Context;
 pub use error::AgentError;
-pub use settings::{Config, Settings, default_socket, default_state_dir};
+pub use settings::{ArbiterSettings, Config, Settings, default_socket, default_state_dir};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -35,9 +35,10 @@ use tokio::{
 
 use crate::{
     api::{self, RemoteListener, access::ApiListener, types::HostView},
+    arbiter::{self, Arbiter},
     content::{self, KnownContent},
     host::{Probes, QemuFacts, capability},
-    migrate::{self, peers::Peers},
+    migrate::{self, peers::Peers, resolve::OpenHandovers},
     pki::{self, Folder, Identity},
     vm::{Confinement, Launcher},
 };
@@ -72,8 +73,12 @@ pub struct Agent {
     pub identity: Identity,
     /// How it is started.
     pub launcher: Launcher,
+    /// Who decides when another host is gone.
+    pub arbiter: Arbiter,
     /// What is under way between here and other agents.
     pub peers: Peers,
+    /// The handovers under way, for an operator to decide about.
+    pub handovers: OpenHandovers,
     /// Becomes true when the agent ends.
     pub shutdown: latest::Sender<bool>,
 }
@@ -116,7 +121,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
     // First, so that a signal during the start is not lost.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let is_named = settings.name.is_some();
-    let mut config = settings.resolve().context("cannot make paths absolute")?;
+    let mut config = settings.resolve().context("the settings are wrong")?;
     make_private_dir(&config.state_dir)?;
     let identity = identity(&mut config, is_named)?;
     let (journal, ledger) = Journal::open(&config.state_dir)?;
@@ -136,6 +141,13 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
             config.listen
         )
     })?;
+    let arbiter = Arbiter::new(&config)?;
+    match arbiter.name().await {
+        Ok(None) => {}
+        Ok(Some(name)) => tracing::info!(cluster = name.cluster, prefix = name.prefix, "the arbiter answers"),
+        // The guests that are here need their agent all the same.
+        Err(error) => tracing::error!(%error, "VMs can't be started or moved until it answers"),
+    }
     let api_listener = ApiListener::bind(&config.socket).await?;
     let remote_api = match config.api_listen {
         Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
@@ -156,7 +168,9 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         probes,
         identity,
         launcher,
+        arbiter,
         peers: Peers::default(),
+        handovers: OpenHandovers::default(),
         shutdown: latest::Sender::new(false),
         config,
     });
@@ -171,6 +185,7 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         let listener = RemoteListener::start(agent.clone(), listener)?;
         tokio::spawn(api::serve(listener, agent.clone(), agent.ending()));
     }
+    tokio::spawn(arbiter::look_after(agent.clone()));
 
     // Whoever started the agent waits for this line.
     println!(

@@ -160,7 +160,7 @@ impl Ledger {
 
     fn apply_handover(&mut self, fact: handover::Record) {
         let handover = fact.handover().clone();
-        match fact {
+        match fact.plain() {
             handover::Record::Owned { .. } => {
                 if let Some(definition) = self.incoming.remove(&handover.migration) {
                     let vm = OwnedVm {
@@ -195,7 +195,8 @@ impl Ledger {
             handover::Record::Released { .. }
             | handover::Record::RolledBack { .. }
             | handover::Record::Prepared { .. }
-            | handover::Record::TakenOver { .. } => {}
+            | handover::Record::TakenOver { .. }
+            | handover::Record::Resolved { .. } => {}
         }
         self.handovers.entry(handover.migration).or_default().push(fact);
     }
@@ -256,6 +257,7 @@ mod tests {
             }),
             fact(handover::Record::Released {
                 handover: handover.clone(),
+                arbiter: None,
             }),
         ]);
         assert!(
@@ -340,6 +342,7 @@ mod tests {
             fact(handover::Record::Prepared {
                 handover: open,
                 peer: "a:7464".to_owned(),
+                arbiter: false,
             }),
         ]);
         let compacted = Ledger::replay(ledger.records());

@@ -91,6 +91,38 @@ pub struct Settings {
     /// What other hosts may do here; only in the file.
     #[arg(skip)]
     pub policy: Option<PolicySettings>,
+    /// Who says which host has a VM when one of the two of a migration is gone for ever: etcd, by its nodes' addresses, such
+    /// as etcd:http://a:2379,http://b:2379,http://c:2379. The same on every host [default: nobody, and a host that is gone
+    /// is waited for].
+    #[arg(long, value_name = "etcd:URL,URL,URL")]
+    pub arbiter: Option<String>,
+    /// What the arbiter's keys begin with [default: /vmferry].
+    #[arg(long, value_name = "PREFIX")]
+    pub arbiter_prefix: Option<String>,
+    /// The certificate by which those of the arbiter's nodes are signed, PEM, where they are reached by https.
+    #[arg(long, value_name = "PATH")]
+    pub arbiter_ca: Option<PathBuf>,
+    /// This host's certificate towards the arbiter, PEM, if its nodes ask for one.
+    #[arg(long, value_name = "PATH")]
+    pub arbiter_cert: Option<PathBuf>,
+    /// The key of that certificate, PEM.
+    #[arg(long, value_name = "PATH")]
+    pub arbiter_key: Option<PathBuf>,
+}
+
+/// Where an arbiter is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArbiterSettings {
+    /// The addresses of etcd's nodes.
+    pub urls: Vec<String>,
+    /// What its keys begin with.
+    pub prefix: String,
+    /// The certificate of who signed those of the nodes.
+    pub ca: Option<PathBuf>,
+    /// This host's certificate.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
 }
 
 /// Settings with every default filled in, and paths absolute: QEMU changes its working directory.
@@ -130,6 +162,8 @@ pub struct Config {
     pub qemu_users: UserRange,
     /// What other hosts may do here.
     pub policy: Policy,
+    /// The arbiter, if there is one.
+    pub arbiter: Option<ArbiterSettings>,
 }
 
 /// The state directory where none is named.
@@ -177,6 +211,11 @@ impl Settings {
             insecure_plaintext: self.insecure_plaintext || other.insecure_plaintext,
             qemu_users: self.qemu_users.or(other.qemu_users),
             policy: self.policy.or(other.policy),
+            arbiter: self.arbiter.or(other.arbiter),
+            arbiter_prefix: self.arbiter_prefix.or(other.arbiter_prefix),
+            arbiter_ca: self.arbiter_ca.or(other.arbiter_ca),
+            arbiter_cert: self.arbiter_cert.or(other.arbiter_cert),
+            arbiter_key: self.arbiter_key.or(other.arbiter_key),
         }
     }
 
@@ -188,6 +227,19 @@ impl Settings {
         let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         let qemu = self.qemu.unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"));
         let state_dir = std::path::absolute(self.state_dir.unwrap_or_else(default_state_dir))?;
+        let arbiter = self.arbiter.as_deref().map(|arbiter| {
+            let urls = arbiter.strip_prefix("etcd:").ok_or_else(|| {
+                let why = format!("--arbiter {arbiter:?}: only etcd can be asked; write etcd:URL,URL,URL");
+                io::Error::new(io::ErrorKind::InvalidInput, why)
+            })?;
+            Ok::<_, io::Error>(ArbiterSettings {
+                urls: urls.split(',').map(|url| url.trim().to_owned()).collect(),
+                prefix: self.arbiter_prefix.clone().unwrap_or_else(|| "/vmferry".to_owned()),
+                ca: self.arbiter_ca.clone(),
+                certificate: self.arbiter_cert.clone(),
+                key: self.arbiter_key.clone(),
+            })
+        });
         let is_looked_up_in_path = qemu.components().count() == 1;
         Ok(Config {
             listen: self
@@ -200,6 +252,7 @@ impl Settings {
             } else {
                 std::path::absolute(qemu)?
             },
+            arbiter: arbiter.transpose()?,
             memory_limit: self.memory_limit,
             memory_headroom: self.memory_headroom.unwrap_or(MEMORY_HEADROOM_DEFAULT),
             images: self

@@ -1,14 +1,17 @@
 //! Following one guest through its QEMU's events and end, so that what the API says about it is true.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use vmferry_qmp::{Event, EventKind as QmpEvent, RunState};
 
 use super::{Agent, record::Record};
 use crate::{
     api::types::{EventKind, VmState},
-    vm::RunningVm,
+    vm::{RunningVm, find_again},
 };
+
+/// Pause before a monitor that broke is connected to anew, and how long it may take to greet.
+const REACH_AGAIN: Duration = Duration::from_secs(2);
 
 /// Follows the guest until its QEMU has ended.
 pub(super) async fn watch(agent: Arc<Agent>, running: Arc<RunningVm>) {
@@ -18,6 +21,8 @@ pub(super) async fn watch(agent: Arc<Agent>, running: Arc<RunningVm>) {
     let mut last_word = None;
     let mut monitored = true;
     loop {
+        // Its process and another monitor of it are followed by another watch then.
+        let again = reach_again(&agent, &running);
         tokio::select! {
             // Events first: they say why the process ended.
             biased;
@@ -34,6 +39,7 @@ pub(super) async fn watch(agent: Arc<Agent>, running: Arc<RunningVm>) {
                     monitored = false;
                 }
             },
+            () = again, if !monitored => return,
             ended = running.process.ended() => {
                 if let Err(error) = ended {
                     tracing::error!(vm = running.definition.name, %error, "cannot watch its QEMU");
@@ -48,6 +54,34 @@ pub(super) async fn watch(agent: Arc<Agent>, running: Arc<RunningVm>) {
         words => format!("its QEMU ended: {words}"),
     });
     agent.guest_ended(&running, reason).await;
+}
+
+/// Connects anew to a QEMU whose monitor broke, and has that watched. While a handover is under way its driver does so, if it
+/// has to; QEMU serves one client at a time.
+async fn reach_again(agent: &Arc<Agent>, running: &Arc<RunningVm>) {
+    loop {
+        tokio::time::sleep(REACH_AGAIN).await;
+        let name = &running.definition.name;
+        let is_idle = |agent: &Agent| {
+            let vms = agent.registry.lock();
+            let vm = vms
+                .get(name)
+                .filter(|vm| is_same(&vm.running, running) && vm.migration.is_none());
+            vm.map(|vm| vm.epoch)
+        };
+        if is_idle(agent).is_none() {
+            continue;
+        }
+        let found = tokio::time::timeout(REACH_AGAIN, find_again(running.folder.clone())).await;
+        let (Ok(Ok(Some(found))), Some(epoch)) = (found, is_idle(agent)) else {
+            continue;
+        };
+        if let Ok(state) = state_of(&found).await {
+            tracing::info!(vm = name, "its QEMU's monitor answers again");
+            agent.enter_running(Arc::new(found), epoch, state, None);
+            return;
+        }
+    }
 }
 
 /// What the guest does, as its QEMU says.

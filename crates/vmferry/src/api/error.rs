@@ -9,7 +9,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::agent::AgentError;
+use crate::{agent::AgentError, arbiter::ArbiterError};
 
 /// The body of every answer that is not a success: `{"error": {…}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -54,6 +54,12 @@ pub enum ErrorCode {
     WrongState,
     /// QEMU could not be started or does not answer.
     Qemu,
+    /// The arbiter says that another host has the VM.
+    OwnedElsewhere,
+    /// The arbiter does not answer.
+    Arbiter,
+    /// No handover of the VM waits to be decided.
+    NothingToResolve,
     /// The agent itself failed.
     Internal,
 }
@@ -64,9 +70,13 @@ impl ErrorCode {
             ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
             ErrorCode::NoSuchRoute | ErrorCode::UnknownVm | ErrorCode::UnknownMigration => StatusCode::NOT_FOUND,
             ErrorCode::BadDefinition => StatusCode::UNPROCESSABLE_ENTITY,
-            ErrorCode::NameTaken | ErrorCode::Migrating | ErrorCode::NotMigrating | ErrorCode::WrongState => {
-                StatusCode::CONFLICT
-            }
+            ErrorCode::NameTaken
+            | ErrorCode::Migrating
+            | ErrorCode::NotMigrating
+            | ErrorCode::WrongState
+            | ErrorCode::OwnedElsewhere
+            | ErrorCode::NothingToResolve => StatusCode::CONFLICT,
+            ErrorCode::Arbiter => StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Qemu => StatusCode::BAD_GATEWAY,
             ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -106,6 +116,10 @@ impl From<AgentError> for ApiError {
             AgentError::NotMigrating(_) => ErrorCode::NotMigrating,
             AgentError::WrongState { .. } => ErrorCode::WrongState,
             AgentError::Launch { .. } => ErrorCode::Qemu,
+            AgentError::Arbiter(ArbiterError::OwnedElsewhere { .. }) => ErrorCode::OwnedElsewhere,
+            AgentError::Arbiter(_) => ErrorCode::Arbiter,
+            AgentError::NothingToResolve { .. } => ErrorCode::NothingToResolve,
+            AgentError::NoSuchHost { .. } => ErrorCode::BadRequest,
             AgentError::Journal(_) | AgentError::Stop { .. } | AgentError::Host(_) | AgentError::Random(_) => {
                 ErrorCode::Internal
             }

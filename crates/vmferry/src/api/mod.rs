@@ -57,6 +57,7 @@ fn router() -> (Router<Arc<Agent>>, OpenApi) {
         .routes(routes!(routes::get_vm, routes::stop_vm))
         .routes(routes!(routes::migrate_vm))
         .routes(routes!(routes::cancel_vm))
+        .routes(routes!(routes::get_resolve, routes::resolve_vm))
         .routes(routes!(routes::list_migrations))
         .routes(routes!(routes::get_migration))
         .routes(routes!(routes::migration_events))
@@ -100,9 +101,11 @@ mod tests {
                 "get /v1/migrations/{id}/events",
                 "get /v1/vms",
                 "get /v1/vms/{name}",
+                "get /v1/vms/{name}/resolve",
                 "post /v1/vms",
                 "post /v1/vms/{name}/cancel",
                 "post /v1/vms/{name}/migrate",
+                "post /v1/vms/{name}/resolve",
             ]
         );
     }

@@ -20,10 +20,11 @@ use super::{
     error::{ApiError, ErrorBody, ErrorCode},
     migration::{MigrateRequest, MigrationView},
     ndjson,
-    types::{Event, HostView, IndexQuery, IndexView, StopQuery, VmView},
+    types::{Event, HostView, IndexQuery, IndexView, ResolveRequest, ResolveView, StopQuery, VmView},
 };
 use crate::{
     agent::{Agent, AgentError},
+    migrate::resolve,
     vm::VmDefinition,
 };
 
@@ -145,6 +146,41 @@ pub(super) async fn cancel_vm(
     Path(name): Path<String>,
 ) -> Result<(StatusCode, Json<MigrationView>), ApiError> {
     Ok((StatusCode::ACCEPTED, Json(agent.cancel(&name)?)))
+}
+
+/// The handover of a VM that waits for a host that may be gone for ever.
+#[utoipa::path(
+    get, path = "/v1/vms/{name}/resolve", params(("name" = String, Path, description = "the VM's name")),
+    responses(
+        (status = 200, body = ResolveView),
+        (status = 409, body = ErrorBody, description = "there is no such handover"),
+    )
+)]
+pub(super) async fn get_resolve(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Answer<ResolveView> {
+    Ok(Json(resolve::view(&agent, &name).await?))
+}
+
+/// Decide which copy of a VM is the VM, after the other host is gone for ever. What must be true is in what `GET` answers.
+#[utoipa::path(
+    post, path = "/v1/vms/{name}/resolve", params(("name" = String, Path, description = "the VM's name")),
+    request_body = ResolveRequest,
+    responses(
+        (status = 202, body = ResolveView, description = "it is decided"),
+        (status = 400, body = ErrorBody, description = "the host is neither of the two"),
+        (status = 409, body = ErrorBody, description = "there is no such handover"),
+        (status = 503, body = ErrorBody, description = "the arbiter can't be told"),
+    )
+)]
+pub(super) async fn resolve_vm(
+    State(agent): State<Arc<Agent>>,
+    Path(name): Path<String>,
+    request: Result<Json<ResolveRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<ResolveView>), ApiError> {
+    let Json(request) = request?;
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(resolve::decide(&agent, &name, &request).await?),
+    ))
 }
 
 /// The migrations away from this host: those that run and the last ones that ended, the earliest first.

@@ -156,6 +156,43 @@ pub struct VmView {
     pub migration: Option<MigrationId>,
 }
 
+/// A handover that waits for a host that may be gone for ever, and what an operator has to know to decide.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResolveView {
+    /// The VM's name.
+    pub vm: String,
+    /// The handover's migration.
+    #[schema(value_type = String)]
+    pub migration: MigrationId,
+    /// The epoch in which the target would have the VM.
+    pub epoch: u64,
+    /// This host.
+    pub here: String,
+    /// Whether the VM was to come here, rather than to leave.
+    pub is_target: bool,
+    /// Where the other host's agent listens.
+    pub other: String,
+    /// What this host's journal has of the handover, oldest first.
+    pub records: Vec<String>,
+    /// What the arbiter says, if there is one.
+    pub arbiter: Option<String>,
+    /// What must be true before the copy here is kept, and what comes of it.
+    pub keep_here: String,
+    /// The same of the other host's copy.
+    pub keep_other: String,
+}
+
+/// An operator's decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// The migration that it is about, as `GET` names it.
+    #[schema(value_type = String)]
+    pub migration: MigrationId,
+    /// The host whose copy is the VM: this one's name, or the other's address.
+    pub keep: String,
+}
+
 /// How `DELETE /v1/vms/{name}` stops a VM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]

@@ -27,7 +27,7 @@ pub enum Exit {
     AgentUnreachable = 6,
     /// There is no such VM.
     UnknownVm = 7,
-    /// The VM's state does not allow it: it is being migrated, or its name is taken.
+    /// The VM's state does not allow it: it is being migrated, its name is taken, or another host has it.
     Conflict = 8,
     /// The guest ended during its migration.
     GuestLost = 9,
@@ -120,12 +120,17 @@ impl Failure {
             Failure::Agent(error) => match error.code {
                 ErrorCode::BadRequest | ErrorCode::BadDefinition => Exit::Usage,
                 ErrorCode::UnknownVm => Exit::UnknownVm,
-                ErrorCode::NameTaken | ErrorCode::Migrating | ErrorCode::NotMigrating | ErrorCode::WrongState => {
-                    Exit::Conflict
-                }
-                ErrorCode::NoSuchRoute | ErrorCode::UnknownMigration | ErrorCode::Qemu | ErrorCode::Internal => {
-                    Exit::Failed
-                }
+                ErrorCode::NameTaken
+                | ErrorCode::Migrating
+                | ErrorCode::NotMigrating
+                | ErrorCode::WrongState
+                | ErrorCode::OwnedElsewhere
+                | ErrorCode::NothingToResolve => Exit::Conflict,
+                ErrorCode::NoSuchRoute
+                | ErrorCode::UnknownMigration
+                | ErrorCode::Arbiter
+                | ErrorCode::Qemu
+                | ErrorCode::Internal => Exit::Failed,
             },
         }
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`commands`] | what each short command does |
 //! | [`migrate`] | `vmferry migrate`: the request, the live view, Ctrl-C |
+//! | [`resolve`] | `vmferry resolve`: what is known, what must be true, the decision |
 //! | [`progress`], [`report`], [`table`] | what people see of a migration |
 //! | [`pki`] | `vmferry pki` |
 //! | [`client`] | HTTP over the agent's unix socket, or over TLS |
@@ -19,6 +20,7 @@ pub mod output;
 pub mod pki;
 pub mod progress;
 pub mod report;
+pub mod resolve;
 pub mod table;
 pub mod units;
 
@@ -83,6 +85,19 @@ pub enum Command {
     Cancel {
         /// The VM's name.
         vm: String,
+    },
+    /// Decide which copy of a VM is the VM, when a handover waits for a host that is gone for ever.
+    ///
+    /// Says first what is known and what must be true, and asks whether it is.
+    Resolve {
+        /// The VM's name.
+        vm: String,
+        /// The host whose copy is the VM: this host's name, or the other's address.
+        #[arg(long, value_name = "HOST")]
+        keep: String,
+        /// What must be true is true: don't ask.
+        #[arg(long)]
+        yes: bool,
     },
     /// Print what happens on this host, until interrupted.
     Events,
@@ -158,6 +173,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Index { wait } => commands::index(&client(socket)?, json, wait).await,
         Command::Migrate(args) => migrate::migrate(&client(socket)?, json, args).await,
         Command::Cancel { vm } => commands::cancel(&client(socket)?, json, &vm).await,
+        Command::Resolve { vm, keep, yes } => resolve::resolve(&client(socket)?, json, &vm, keep, yes).await,
         Command::Events => commands::events(&client(socket)?, json).await,
         Command::Stop { vm, force } => commands::stop(&client(socket)?, json, &vm, force).await,
     }
@@ -205,6 +221,8 @@ mod tests {
             "vmferry pki rotate",
             "vmferry pki revoke b",
             "vmferry pki status --json",
+            "vmferry resolve web --keep host-b --yes",
+            "vmferry agent --arbiter etcd:http://a:2379,https://b:2379 --arbiter-prefix /lab --arbiter-ca ca.pem",
             "vmferry stop web --force",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -14,6 +14,7 @@ use super::{
     disk::{self, DiskFacts},
 };
 use crate::{
+    arbiter::ArbiterName,
     content::name::ContentName,
     vm::{RunningVm, VmDefinition},
 };
@@ -34,6 +35,9 @@ pub struct Offer {
     /// Content that the source has indexes of; pages may be referred to those that the target can read.
     #[serde(default)]
     pub contents: Vec<ContentName>,
+    /// The arbiter that is to decide, if there is one.
+    #[serde(default)]
+    pub arbiter: Option<ArbiterName>,
 }
 
 /// A file that QEMU reads when the guest boots.
@@ -95,6 +99,7 @@ pub async fn describe(vm: &RunningVm) -> Result<Offer, DescribeError> {
             cpu_features,
             definition,
             contents: Vec::new(),
+            arbiter: None,
         })
     })
     .await

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use vmferry_core::limits::HEARTBEAT;
 use vmferry_core::wire::hello::MigrationId;
-use vmferry_core::wire::message::{Epoch, Handover, Message};
+use vmferry_core::wire::message::{Handover, Message};
 
 use super::figures::ms;
 use super::peers::ask;
@@ -21,6 +21,7 @@ pub async fn run(agent: Arc<Agent>, handle: MigrationHandle) -> Report {
     let began = Instant::now();
     let mut cancel = handle.cancel();
     let (mut id, mut number, mut earlier_wire_bytes) = (handle.id, 1, 0);
+    let mut before = None;
     loop {
         let attempt = Attempt {
             id,
@@ -30,19 +31,24 @@ pub async fn run(agent: Arc<Agent>, handle: MigrationHandle) -> Report {
         let Ended {
             mut report,
             is_worth_another,
+            handover,
         } = source::run(&agent, attempt).await;
+        before = handover.or(before);
         report.attempts = number;
         report.earlier_wire_bytes = earlier_wire_bytes;
         if number > 1 {
             report.total_ms = ms(began.elapsed());
         }
-        if !is_worth_another || number > handle.request.retries {
+        let Some(before) = before
+            .clone()
+            .filter(|_| is_worth_another && number <= handle.request.retries)
+        else {
             return report;
-        }
+        };
         tracing::warn!(migration = %handle.id, reasons = ?report.reasons, "trying again");
         earlier_wire_bytes += report.wire_bytes;
         id = tokio::select! {
-            next = next_id(&agent, &handle, id) => match next {
+            next = next_id(&agent, &handle, before) => match next {
                 Ok(id) => id,
                 Err(why) => {
                     report.reasons.push(why);
@@ -59,18 +65,12 @@ pub async fn run(agent: Arc<Agent>, handle: MigrationHandle) -> Report {
 }
 
 /// The id of the next attempt, once the target has said that nothing is left of the one before.
-async fn next_id(agent: &Agent, handle: &MigrationHandle, before: MigrationId) -> Result<MigrationId, String> {
+async fn next_id(agent: &Agent, handle: &MigrationHandle, before: Handover) -> Result<MigrationId, String> {
     let began = Instant::now();
     let patience = Duration::from_millis(handle.request.link_patience_ms);
-    let epoch = agent.registry.with(&handle.vm, |vm| Ok(vm.epoch));
-    let handover = Handover {
-        migration: before,
-        vm: handle.vm.clone(),
-        epoch: epoch.unwrap_or(Epoch(0)).next(),
-    };
     loop {
         let abort = Message::Abort {
-            handover: handover.clone(),
+            handover: before.clone(),
             reason: "it is tried again".to_owned(),
         };
         let why = match ask(agent, &handle.request.address(), abort).await {

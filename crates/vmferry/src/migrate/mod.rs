@@ -8,6 +8,8 @@
 //! | [`target`] | taking a VM in |
 //! | [`peers`] | the port on which agents reach one another |
 //! | [`resume`] | what a restarted agent owes |
+//! | [`resolve`] | what an operator may decide when the other host is gone |
+//! | `arbitration` | asking the arbiter, one question at a time |
 //! | `contents` | the known content that pages are referred to |
 //! | `control` | the control lane, between its threads and the drivers |
 //! | `dial` | reaching a peer's agent |
@@ -16,6 +18,7 @@
 //! | `offer` | offering a VM, admitting one |
 //! | `figures` | measuring: processor time, stages, rounds; the report |
 
+mod arbitration;
 mod contents;
 mod control;
 pub mod departure;
@@ -25,6 +28,7 @@ pub mod leftover;
 mod monitor;
 mod offer;
 pub mod peers;
+pub mod resolve;
 pub mod resume;
 mod source;
 pub mod target;
@@ -36,12 +40,17 @@ use crate::agent::record::Record;
 
 /// Makes a record of a handover durable. What follows from a failure may show at the other host only, so it is logged, too.
 async fn journal(agent: &Agent, fact: Fact) -> Result<(), String> {
-    let vm = fact.handover().vm.clone();
-    let written = agent.journal.append(Record::Handover { fact }).await;
-    written.map_err(|error| {
+    let (vm, epoch) = (fact.handover().vm.clone(), fact.handover().epoch);
+    let is_reclaimed = matches!(fact.plain(), Fact::Reclaimed { .. });
+    agent.journal.append(Record::Handover { fact }).await.map_err(|error| {
         tracing::error!(vm, %error, "a record of a handover can't be written");
         error.to_string()
-    })
+    })?;
+    // The epoch is used up, as a restarted agent would have it.
+    if is_reclaimed && let Some(vm) = agent.registry.lock().get_mut(&vm) {
+        vm.epoch = vm.epoch.max(epoch);
+    }
+    Ok(())
 }
 
 /// vmferry's version, for hellos and reports.

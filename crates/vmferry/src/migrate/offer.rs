@@ -5,6 +5,7 @@ use vmferry_core::wire::message::Handover;
 use vmferry_dataplane::guest_memory::GuestMemory;
 
 use crate::agent::Agent;
+use crate::arbiter::ArbiterName;
 use crate::content::{Known, name::ContentName};
 pub(super) use crate::host::Offer;
 use crate::host::check::{MemoryPolicy, Occupancy, check, reservation_for};
@@ -20,6 +21,7 @@ pub(super) async fn make(agent: &Agent, vm: &RunningVm) -> Result<(Value, Vec<Kn
         .await
         .map_err(|error| format!("the VM can't be offered: {error}"))?;
     let contents = agent.content.of(vm).await;
+    offer.arbiter = agent.arbiter.name().await.map_err(|error| error.to_string())?;
     offer.contents = contents.iter().map(|known| known.name.clone()).collect();
     let offer = serde_json::to_value(offer).map_err(|error| error.to_string())?;
     Ok((offer, contents))
@@ -72,6 +74,30 @@ pub(super) fn admit(
         contents: offer.contents,
         memory: None,
     })
+}
+
+/// Both agents have to ask the same arbiter, or none, and be told apart there.
+pub(super) async fn same_arbiter(agent: &Agent, theirs: Option<&ArbiterName>) -> Result<Option<String>, String> {
+    let ours = agent.arbiter.name().await.map_err(|error| error.to_string())?;
+    match (ours, theirs) {
+        (None, None) => Ok(None),
+        (Some(ours), Some(theirs)) if (&ours.cluster, &ours.prefix) != (&theirs.cluster, &theirs.prefix) => Err(
+            "the target's agent asks another arbiter than the source's: name the same etcd with --arbiter and \
+             --arbiter-prefix"
+                .to_owned(),
+        ),
+        (Some(ours), Some(theirs)) if ours.host == theirs.host => Err(format!(
+            "both agents are called {:?}, and the arbiter could not tell them apart: name one otherwise with --name",
+            ours.host
+        )),
+        (Some(ours), Some(_)) => Ok(Some(ours.host)),
+        (Some(_), None) => {
+            Err("the target's agent has an arbiter and the source's has none: start both with it".to_owned())
+        }
+        (None, Some(_)) => {
+            Err("the source's agent has an arbiter and the target's has none: start both with it".to_owned())
+        }
+    }
 }
 
 /// Sets aside what a VM takes that was admitted before the agent restarted.

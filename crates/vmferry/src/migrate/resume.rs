@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use vmferry_core::handover::arbiter::Side;
 use vmferry_core::handover::{AfterRestart, FoundQemu, Record as Fact, Source, SourceEffect, SourceEvent};
-use vmferry_core::wire::message::{Handover, Verdict};
+use vmferry_core::wire::message::{Handover, Message, Verdict};
 use vmferry_qmp::RunState;
 
 use super::source::until;
@@ -21,6 +22,8 @@ use crate::vm::{RunningVm, find_again};
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 /// How long a QEMU may take to say how its guest is.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a target may take to say that an operator decided for its copy.
+const RESOLVED_LIMIT: Duration = Duration::from_secs(3);
 
 /// Finishes or rolls back a handover that was under way when the agent ended. Its VM is left alone by everybody else
 /// until this has ended.
@@ -29,7 +32,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// what is found here, and not from the journal.
 pub fn resume(agent: Arc<Agent>, after: AfterRestart) -> impl Future<Output = ()> {
     let verdict = match &after {
-        AfterRestart::Commit(handover, _) => Some(agent.peers.enter_source(handover.migration)),
+        AfterRestart::Commit(handover, ..) => Some(agent.peers.enter_source(handover.migration)),
         _ => None,
     };
     go_on(agent, after, verdict)
@@ -37,15 +40,25 @@ pub fn resume(agent: Arc<Agent>, after: AfterRestart) -> impl Future<Output = ()
 
 async fn go_on(agent: Arc<Agent>, after: AfterRestart, verdict: Option<watch::Sender<Verdict>>) {
     match (after, verdict) {
-        (AfterRestart::RollBack(handover), _) => roll_back(&agent, handover).await,
-        (AfterRestart::Commit(handover, peer), Some(verdict)) => commit(&agent, handover, &peer, verdict).await,
+        (AfterRestart::RollBack(handover), _) => {
+            let peer = peer_of(&agent, &handover);
+            if is_the_targets(&agent, &handover, &peer).await {
+                give_away(&agent, handover, &peer).await;
+            } else {
+                roll_back(&agent, handover).await;
+            }
+        }
+        (AfterRestart::Commit(handover, peer, arbiter), Some(verdict)) => {
+            commit(&agent, handover, (&peer, arbiter), verdict).await;
+        }
+        (AfterRestart::GiveBack(handover, peer), _) => target::resume_unstarted(agent, handover, peer).await,
         (AfterRestart::Nothing | AfterRestart::Commit(..), _) => {}
-        (AfterRestart::Ask(handover, peer), _) => {
+        (AfterRestart::Ask(handover, peer, arbiter), _) => {
             let vm = reach_again(&agent, &handover.vm).await;
             if let Some(vm) = &vm {
                 super::offer::hold(&agent, &handover, &vm.definition);
             }
-            target::resume_prepared(agent, handover, peer, vm.map(Arc::new)).await;
+            target::resume_prepared(agent, handover, peer, arbiter, vm.map(Arc::new)).await;
         }
         (AfterRestart::Run(handover, peer), _) => {
             // The registry has it already: the journal says that it is this host's. Unless it was moved on since.
@@ -54,11 +67,23 @@ async fn go_on(agent: Arc<Agent>, after: AfterRestart, verdict: Option<watch::Se
             let (name, migration) = (handover.vm.clone(), handover.migration);
             if matches!(of_this_epoch, Ok(true)) {
                 let vm = qemu_of(&agent, &name).await;
-                let found = vm.as_ref().map_or(FoundQemu::Gone, |_| FoundQemu::Other);
-                if let (AfterRestart::Run(handover, peer), Some(vm)) =
-                    (AfterRestart::Run(handover, peer).given(found), vm)
-                {
-                    target::resume_owned(agent.clone(), handover, peer, vm).await;
+                let found = match &vm {
+                    Some(_) => FoundQemu::Other,
+                    None if agent.folder(&name).is_unstarted() => FoundQemu::GoneUnstarted,
+                    None => FoundQemu::Gone,
+                };
+                match (AfterRestart::Run(handover, peer).given(found), vm) {
+                    (AfterRestart::Run(handover, peer), Some(vm)) => {
+                        target::resume_owned(agent.clone(), handover, peer, vm).await;
+                    }
+                    (AfterRestart::GiveBack(handover, peer), _) => {
+                        agent.give_back(&name, "its QEMU ended before it ran; its source has it again");
+                        if let Err(error) = agent.folder(&name).remove() {
+                            tracing::warn!(vm = name, %error, "its folder is left behind");
+                        }
+                        target::resume_unstarted(agent.clone(), handover, peer).await;
+                    }
+                    _ => {}
                 }
             }
             agent.release_migration(&name, migration);
@@ -109,6 +134,44 @@ async fn state_of(agent: &Arc<Agent>, vm: &str) -> (Option<Arc<RunningVm>>, Foun
     (None, FoundQemu::Gone)
 }
 
+/// Where the target's agent of a handover listens.
+fn peer_of(agent: &Agent, handover: &Handover) -> String {
+    let records = agent.journal.handover_records(handover.migration);
+    let offered = records.into_iter().find_map(|record| match record {
+        Fact::Offered { peer, .. } => Some(peer),
+        _ => None,
+    });
+    offered.unwrap_or_default()
+}
+
+/// Whether an operator decided, while this host was gone, that the target's copy is the VM. A target that can't be asked was
+/// to be able to be: what can't be known is not waited for, with a guest that may stand still.
+async fn is_the_targets(agent: &Agent, handover: &Handover, peer: &str) -> bool {
+    let abort = Message::Abort {
+        handover: handover.clone(),
+        reason: "its agent was restarted, and had not released it".to_owned(),
+    };
+    let answer = tokio::time::timeout(RESOLVED_LIMIT, super::peers::ask(agent, peer, abort)).await;
+    matches!(answer, Ok(Ok(Message::Running { handover: of })) if of == *handover)
+}
+
+/// An operator decided that the target's copy is the VM.
+async fn give_away(agent: &Arc<Agent>, handover: Handover, peer: &str) {
+    tracing::warn!(
+        vm = handover.vm,
+        "an operator decided that {peer} has it: the copy here is ended"
+    );
+    let running = qemu_of(agent, &handover.vm).await;
+    agent.give_away(&handover.vm, peer);
+    if let Some(Err(error)) = end(&running).await {
+        tracing::error!(vm = handover.vm, %error, "the copy that another host has can't be ended");
+    }
+    let fact = Fact::HandedOver { handover };
+    while super::journal(agent, fact.clone()).await.is_err() {
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+}
+
 /// The attempt was not released, so the guest is this host's, and nobody else will run it.
 async fn roll_back(agent: &Arc<Agent>, handover: Handover) {
     // Over when it goes on, or its QEMU has ended.
@@ -136,22 +199,33 @@ async fn roll_back(agent: &Arc<Agent>, handover: Handover) {
 
 /// The attempt was released: the target is told so until it answers, and then the copy here is ended, or taken back if the
 /// target's is durably gone.
-async fn commit(agent: &Arc<Agent>, handover: Handover, peer: &str, verdict: watch::Sender<Verdict>) {
+async fn commit(
+    agent: &Arc<Agent>,
+    handover: Handover,
+    (peer, arbiter): (&str, Option<String>),
+    verdict: watch::Sender<Verdict>,
+) {
     let (running, found) = state_of(agent, &handover.vm).await;
-    let after = AfterRestart::Commit(handover.clone(), peer.to_owned()).given(found);
+    let after = AfterRestart::Commit(handover.clone(), peer.to_owned(), arbiter.clone()).given(found);
     if let AfterRestart::RollBack(handover) = after {
         verdict.send_replace(Verdict::Aborted);
         return roll_back(agent, handover).await;
     }
     let began = Instant::now();
-    let (mut source, effects) = Source::released(handover.clone(), began.elapsed());
+    let gone = found == FoundQemu::Gone;
+    let (mut source, effects) = Source::released(handover.clone(), arbiter, gone, began.elapsed());
     let mut effects = VecDeque::from(effects);
+    let mut decisions = agent.handovers.enter(&handover, Side::Source, peer);
     loop {
         verdict.send_replace(source.verdict());
+        decisions.waits(source.can_be_resolved());
         let Some(effect) = effects.pop_front() else {
             // The last question was not answered: it is repeated when the state machine says so.
-            until(source.deadline().map(|at| began + at)).await;
-            effects.extend(source.handle(SourceEvent::Tick, began.elapsed()));
+            let event = tokio::select! {
+                keep = decisions.next() => SourceEvent::Resolved(keep),
+                () = until(source.deadline().map(|at| began + at)) => SourceEvent::Tick,
+            };
+            effects.extend(source.handle(event, began.elapsed()));
             continue;
         };
         let event = match effect {
@@ -162,6 +236,16 @@ async fn commit(agent: &Arc<Agent>, handover: Handover, peer: &str, verdict: wat
                     None
                 }
             },
+            SourceEffect::Arbitrate(claim) => {
+                let ruling = agent
+                    .arbiter
+                    .ask(Side::Source, &handover, claim, source.target_host())
+                    .await;
+                if let Err(why) = &ruling {
+                    tracing::info!(vm = handover.vm, ?claim, %why, "the arbiter does not answer");
+                }
+                Some(SourceEvent::Ruled(claim, ruling))
+            }
             SourceEffect::Journal(fact) => Some(SourceEvent::Journaled(super::journal(agent, fact).await)),
             SourceEffect::EndQemu => {
                 agent.give_away(&handover.vm, peer);

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use vmferry_core::controller::{Controller, Decision, Limits, Sample};
+use vmferry_core::handover::arbiter::Side;
 use vmferry_core::handover::{Cause, Outcome, Source, SourceEffect, SourceEvent, Stage};
 use vmferry_core::limits::LANES_MAX;
 use vmferry_core::memory;
@@ -24,11 +25,13 @@ use vmferry_dataplane::source::{self as lanes, Counters};
 use vmferry_dataplane::{connection, source};
 use vmferry_qmp::{EventKind, Events, MigrationStatus};
 
+use super::arbitration::Arbitration;
 use super::contents::Contents;
 use super::control::{Control, Heard};
 use super::dial::{dial, hello, reach};
 use super::figures::{Account, ms};
 use super::offer::DISK_LOOKS;
+use super::resolve::Decisions;
 use super::{monitor, random};
 use crate::agent::Agent;
 use crate::agent::migrations::{Cancel, MigrationHandle};
@@ -68,6 +71,8 @@ pub(super) struct Ended {
     pub(super) report: Report,
     /// The guest runs here, and a link that broke is to blame: another attempt may do.
     pub(super) is_worth_another: bool,
+    /// What the target knows the attempt by, if it heard of it.
+    pub(super) handover: Option<Handover>,
 }
 
 /// Carries an attempt out.
@@ -87,6 +92,7 @@ pub(super) async fn run(agent: &Arc<Agent>, attempt: Attempt<'_>) -> Ended {
             ms(began.elapsed()),
         ),
         is_worth_another,
+        handover: None,
     };
     let vm = agent.registry.with(&handle.vm, |vm| Ok((vm.running.clone(), vm.epoch)));
     let (running, epoch) = match vm {
@@ -104,6 +110,9 @@ pub(super) async fn run(agent: &Arc<Agent>, attempt: Attempt<'_>) -> Ended {
             coders: transfer.coders.clone(),
         };
         let tables_bytes_max = memory.tables_bytes_max(agent.content.tables_bytes_max());
+        // Nothing has changed yet, on either host.
+        let owned = agent.arbiter.own(&handle.vm, epoch).await;
+        let epoch = owned.map_err(|error| error.to_string())?;
         let (offer, contents) = super::offer::make(agent, &running).await?;
         let patience = Duration::from_millis(request.link_patience_ms);
         let (control, round_trip) = dial(agent, &to, patience).await?;
@@ -117,10 +126,11 @@ pub(super) async fn run(agent: &Arc<Agent>, attempt: Attempt<'_>) -> Ended {
                 memory,
             },
             offer,
+            epoch,
         ))
     };
     let mut cancel = handle.cancel();
-    let (session, offer) = tokio::select! {
+    let (session, offer, epoch) = tokio::select! {
         prepared = prepared => match prepared {
             Ok(prepared) => prepared,
             Err(why) => return failed(view::Outcome::RolledBack, why, attempt.number > 1),
@@ -132,14 +142,26 @@ pub(super) async fn run(agent: &Arc<Agent>, attempt: Attempt<'_>) -> Ended {
         vm: handle.vm.clone(),
         epoch: epoch.next(),
     };
+    let decisions = agent
+        .handovers
+        .enter(&handover, Side::Source, &session.control.peer().to_string());
     let (source, effects) = Source::new(
-        handover,
+        handover.clone(),
         session.control.peer().to_string(),
         session.transfer.clone(),
         offer,
         Duration::from_millis(request.max_blackout_ms),
+        agent.arbiter.is_there(),
     );
-    let driver = Driver::new(agent.clone(), handle, attempt.number, running, session, source, began);
+    let driver = Driver::new(
+        agent.clone(),
+        handle,
+        attempt.number,
+        running,
+        session,
+        (handover, source, decisions),
+        began,
+    );
     driver.run(effects).await
 }
 
@@ -182,6 +204,10 @@ struct Driver<'a> {
     /// The control lane that is to replace a lost one.
     reached: Option<JoinHandle<Control>>,
     source: Source,
+    handover: Handover,
+    arbitration: Arbitration,
+    /// What an operator decides.
+    decisions: Decisions,
     /// What a target that asks is answered meanwhile.
     verdict: watch::Sender<Verdict>,
     queue: VecDeque<SourceEvent>,
@@ -206,7 +232,7 @@ impl<'a> Driver<'a> {
         number: u32,
         vm: Arc<RunningVm>,
         session: Session,
-        source: Source,
+        (handover, source, decisions): (Handover, Source, Decisions),
         began: Instant,
     ) -> Driver<'a> {
         let (to_driver, stream_events) = unbounded_channel();
@@ -227,6 +253,9 @@ impl<'a> Driver<'a> {
             control_lost: false,
             reached: None,
             source,
+            handover,
+            arbitration: Arbitration::default(),
+            decisions,
             queue: VecDeque::new(),
             stream: None,
             stream_events,
@@ -254,6 +283,7 @@ impl<'a> Driver<'a> {
             tracing::debug!(migration = %self.handle.id, ?event, "source");
             let effects = self.source.handle(event, self.began.elapsed());
             self.verdict.send_replace(self.source.verdict());
+            self.decisions.waits(self.source.can_be_resolved());
             self.account.stage(self.source.stage());
             self.publish();
             self.carry_out(effects).await;
@@ -283,6 +313,8 @@ impl<'a> Driver<'a> {
                 }
                 event = next_event(&mut self.qmp_events) => self.on_qmp(event).await,
                 Some(event) = self.stream_events.recv() => self.on_stream(event),
+                (claim, ruling) = self.arbitration.ruled() => Some(SourceEvent::Ruled(claim, ruling)),
+                keep = self.decisions.next() => Some(SourceEvent::Resolved(keep)),
                 () = self.cancel.wait(), if can_cancel => Some(SourceEvent::Cancel),
                 () = until(deadline) => Some(SourceEvent::Tick),
                 () = tokio::time::sleep(WAITING_SHOWN), if waits_for_link => {
@@ -535,7 +567,17 @@ impl<'a> Driver<'a> {
                 }
                 None
             }
+            SourceEffect::Arbitrate(claim) => {
+                let target = self.source.target_host();
+                self.arbitration
+                    .ask(&self.agent, Side::Source, &self.handover, claim, target);
+                None
+            }
             SourceEffect::Finish(outcome) => {
+                // A target that is gone for ever need not be reached any more.
+                if let Some(reaching) = self.reached.take() {
+                    reaching.abort();
+                }
                 self.outcome = Some(outcome);
                 None
             }
@@ -702,6 +744,7 @@ impl<'a> Driver<'a> {
         Ended {
             report: self.account.report(head, &counters, &log),
             is_worth_another,
+            handover: Some(self.handover),
         }
     }
 }

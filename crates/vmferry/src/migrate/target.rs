@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver as Inbox, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use vmferry_content::Blocks;
+use vmferry_core::handover::arbiter::Side;
 use vmferry_core::handover::{Target, TargetEffect, TargetEvent};
 use vmferry_core::limits::{CONTENT_TABLES_BYTES_MAX, HEARTBEAT, LANES_MAX, LINK_PATIENCE_MAX};
 use vmferry_core::page::catalog::CONTENT_SOURCES_MAX;
@@ -14,10 +15,12 @@ use vmferry_core::wire::message::{Handover, Image, Message, Reservation, Transfe
 use vmferry_dataplane::connection::LinkEvent;
 use vmferry_dataplane::target::{self as lanes, Event as StreamEvent};
 
+use super::arbitration::Arbitration;
 use super::control::{Control, Heard, Mouth};
 use super::figures::{TargetFigures, cpu_of, ms};
 use super::offer::{Admission, DISK_LOOKS, Offer};
 use super::peers::DataLane;
+use super::resolve::Decisions;
 use super::{monitor, source};
 use crate::agent::Agent;
 use crate::agent::record::Record;
@@ -57,7 +60,8 @@ pub(super) async fn take_in(
     let (handover, transfer, offer) = offered;
     let Peer { address: peer, host } = peer;
     control.wait_for_link(link_patience(&transfer));
-    let (target, effects) = Target::new(handover.clone(), peer, transfer.clone(), offer);
+    let arbiter = agent.arbiter.is_there();
+    let (target, effects) = Target::new(handover.clone(), peer, transfer.clone(), offer, arbiter);
     let mut driver = Driver::new(agent, handover, target, Some(control));
     driver.incoming = Some(Incoming {
         lanes,
@@ -70,8 +74,14 @@ pub(super) async fn take_in(
 }
 
 /// Takes up an image that was prepared before the agent restarted; `vm` is its QEMU, if that still lives.
-pub(super) async fn resume_prepared(agent: Arc<Agent>, handover: Handover, peer: String, vm: Option<Arc<RunningVm>>) {
-    let (target, effects) = Target::prepared(handover.clone(), peer, Duration::ZERO);
+pub(super) async fn resume_prepared(
+    agent: Arc<Agent>,
+    handover: Handover,
+    peer: String,
+    arbiter: bool,
+    vm: Option<Arc<RunningVm>>,
+) {
+    let (target, effects) = Target::prepared(handover.clone(), peer, arbiter, Duration::ZERO);
     let mut driver = Driver::new(agent, handover, target, None);
     match vm {
         Some(vm) => driver.hold(vm),
@@ -88,6 +98,12 @@ pub(super) async fn resume_owned(agent: Arc<Agent>, handover: Handover, peer: St
     let mut driver = Driver::new(agent, handover, target, None);
     driver.hold(vm);
     driver.run(effects).await;
+}
+
+/// Takes up a VM that was owned before the agent restarted, and whose QEMU is gone without ever having run it.
+pub(super) async fn resume_unstarted(agent: Arc<Agent>, handover: Handover, peer: String) {
+    let (target, effects) = Target::owned_unstarted(handover.clone(), peer);
+    Driver::new(agent, handover, target, None).run(effects).await;
 }
 
 /// What is needed until the stream is open.
@@ -110,6 +126,9 @@ struct Driver {
     queue: VecDeque<TargetEvent>,
     /// Control lanes on which the source goes on after this one was lost.
     attached: Inbox<(Control, Message)>,
+    arbitration: Arbitration,
+    /// What an operator decides.
+    decisions: Decisions,
     /// What the source's agent answers an inquiry, from a task of its own.
     answers: (UnboundedSender<Message>, UnboundedReceiver<Message>),
     stream_events: (UnboundedSender<StreamEvent>, UnboundedReceiver<StreamEvent>),
@@ -132,6 +151,8 @@ impl Driver {
     fn new(agent: Arc<Agent>, handover: Handover, target: Target, control: Option<Control>) -> Driver {
         Driver {
             attached: agent.peers.enter_target(handover.migration),
+            decisions: agent.handovers.enter(&handover, Side::Target, target.peer()),
+            arbitration: Arbitration::default(),
             agent,
             handover,
             target,
@@ -161,6 +182,7 @@ impl Driver {
     async fn run(mut self, effects: Vec<TargetEffect>) {
         self.carry_out(effects).await;
         while !self.finished {
+            self.decisions.waits(self.target.can_be_resolved());
             let event = match self.queue.pop_front() {
                 Some(event) => event,
                 None => self.next().await,
@@ -183,6 +205,8 @@ impl Driver {
                     self.control = Some(control);
                     Some(TargetEvent::Peer(message))
                 }
+                (claim, ruling) = self.arbitration.ruled() => Some(TargetEvent::Ruled(claim, ruling)),
+                keep = self.decisions.next() => Some(TargetEvent::Resolved(keep)),
                 Some(answer) = self.answers.1.recv() => Some(TargetEvent::Peer(answer)),
                 Some(event) = self.stream_events.1.recv() => self.on_stream(event).await,
                 Some(lane) = next_lane(&mut self.incoming) => self.on_lane(lane),
@@ -351,6 +375,11 @@ impl Driver {
                 self.inquire();
                 None
             }
+            TargetEffect::Arbitrate(claim) => {
+                self.arbitration
+                    .ask(&self.agent, Side::Target, &self.handover, claim, None);
+                None
+            }
             TargetEffect::StartGuest => Some(self.start_guest().await),
             TargetEffect::Drop { reason } => {
                 self.drop_copy(&reason).await;
@@ -388,6 +417,8 @@ impl Driver {
             .examine(&mut offer, objections)
             .await
             .map_err(|error| vec![error])?;
+        let same = super::offer::same_arbiter(&self.agent, offer.arbiter.as_ref()).await;
+        let arbiter_host = same.map_err(|error| vec![error])?;
         let mut admission = super::offer::admit(&self.agent, &self.handover, offer, &facts)?;
         let started = async {
             let definition = Box::new(admission.definition.clone());
@@ -401,6 +432,10 @@ impl Driver {
                 .await
                 .map_err(|error| error.to_string())?;
             let vm = admission.launch(&self.agent).await?;
+            if let Err(error) = vm.folder.mark_unstarted() {
+                let why = format!("the VM's folder can't be written: {error}");
+                return Err(end_unfit(&vm, why).await);
+            }
             if let Err(error) = monitor::await_stream(&vm.qmp, VmFolder::INCOMING.as_ref()).await {
                 let why = format!("the target's QEMU does not wait for a stream: {error}");
                 return Err(end_unfit(&vm, why).await);
@@ -429,6 +464,7 @@ impl Driver {
                 let numbered = (0..).zip(&self.contents);
                 let reservation = Reservation {
                     reads_guest_memory: admission.memory.is_some(),
+                    arbiter_host,
                     contents: numbered
                         .filter_map(|(number, content)| content.as_ref().map(|_| number))
                         .collect(),
@@ -566,6 +602,9 @@ impl Driver {
                 }
             };
             self.hold(vm.clone());
+        }
+        if let Err(error) = vm.folder.unmark_unstarted() {
+            return TargetEvent::Started(Err(format!("its folder can't be written: {error}")));
         }
         match vm.qmp.cont().await {
             Ok(()) => {}

@@ -83,6 +83,34 @@ impl VmFolder {
         self.root.join("qemu.log")
     }
 
+    /// Says, until this host is rebooted, that the guest which was moved here was never told to run.
+    fn unstarted(&self) -> PathBuf {
+        self.root.join("unstarted")
+    }
+
+    /// Marks a QEMU whose guest was not told to run. What is meant is lost with the host's page cache, which its QEMU is, too:
+    /// the mark names the boot that it counts for, and need not be synced.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn mark_unstarted(&self) -> io::Result<()> {
+        fs::write(self.unstarted(), boot_id()?)
+    }
+
+    /// Takes the mark away, before the guest is told to run.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn unmark_unstarted(&self) -> io::Result<()> {
+        remove_if_there(fs::remove_file(self.unstarted()))
+    }
+
+    /// Whether the guest certainly was never told to run.
+    pub fn is_unstarted(&self) -> bool {
+        let (marked, now) = (fs::read(self.unstarted()), boot_id());
+        matches!((marked, now), (Ok(marked), Ok(now)) if marked == now)
+    }
+
     /// Creates the folder, for its owner only: who can write to the monitor owns the VM.
     ///
     /// # Errors
@@ -111,6 +139,11 @@ impl VmFolder {
     pub fn remove(&self) -> io::Result<()> {
         remove_if_there(fs::remove_dir_all(&self.root))
     }
+}
+
+/// What tells one boot of this host from the next.
+fn boot_id() -> io::Result<Vec<u8>> {
+    fs::read("/proc/sys/kernel/random/boot_id")
 }
 
 fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {

@@ -59,10 +59,12 @@ fn messages() -> BTreeMap<&'static str, Message> {
         fingerprint_key: [9; 32],
         verify_memory: true,
         bandwidth: Some(125_000_000),
+        link_patience_ms: 0,
     };
     let reservation = Reservation {
         reads_guest_memory: true,
         contents: vec![0, 2],
+        arbiter_host: None,
     };
     let said = |message: &dyn Fn(Handover) -> Message| message(handover.clone());
     BTreeMap::from([
@@ -152,6 +154,8 @@ fn hellos() -> BTreeMap<&'static str, Hello> {
         software: "0.1.0".to_owned(),
         port: 7464,
         lane,
+        connection: None,
+        heard: None,
     };
     let migration = handover().migration;
     BTreeMap::from([

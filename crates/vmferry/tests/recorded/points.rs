@@ -94,9 +94,15 @@ pub(crate) fn points() -> Vec<Point> {
         fact(Fact::Prepared {
             handover: handover(),
             peer: SOURCE.to_owned(),
+            arbiter: false,
         })
     };
-    let released = || of(|handover| Fact::Released { handover });
+    let released = || {
+        of(|handover| Fact::Released {
+            handover,
+            arbiter: None,
+        })
+    };
     let reclaimed = || of(|handover| Fact::Reclaimed { handover });
     let rolled_back = || of(|handover| Fact::RolledBack { handover });
     let owned = || of(|handover| Fact::Owned { handover });
@@ -107,8 +113,8 @@ pub(crate) fn points() -> Vec<Point> {
     };
 
     let (nothing, roll_back) = (AfterRestart::Nothing, AfterRestart::RollBack(handover()));
-    let commit = AfterRestart::Commit(handover(), TARGET.to_owned());
-    let ask = AfterRestart::Ask(handover(), SOURCE.to_owned());
+    let commit = AfterRestart::Commit(handover(), TARGET.to_owned(), None);
+    let ask = AfterRestart::Ask(handover(), SOURCE.to_owned(), false);
     let run = AfterRestart::Run(handover(), SOURCE.to_owned());
     let point = |name, records: Vec<Record>, owes: &AfterRestart, owns: Option<u64>, awaits| Point {
         name,

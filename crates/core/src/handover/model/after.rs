@@ -1,9 +1,11 @@
 //! What a step does to the world; what an agent does in it is in `drivers.rs`.
 
-use super::machines::Event;
+use super::machines::{Answer, Event};
+use super::mutation::{Mutation, Wrong};
 use super::rules::Broken;
-use super::steps::{Model, Step};
+use super::steps::{Lease, Model, Step};
 use super::world::{Driver, Host, Qemu, Stream, World};
+use crate::handover::arbiter::{Claim, Holder, Side};
 use crate::handover::{AfterRestart, FoundQemu, Record, Source, Target, after_restart};
 use crate::wire::message::Verdict;
 use std::time::Duration;
@@ -109,6 +111,43 @@ impl Model {
                 self.kill_qemu(&mut world, host);
                 world.kill_agent(host);
             }
+            Step::HostGoes(host) => {
+                if world.qemu(host).lives() {
+                    self.kill_qemu(&mut world, host);
+                }
+                world.kill_agent(host);
+                world.agent_mut(host).driver = Driver::Gone;
+            }
+            Step::Rules(host, lease) => self.rules(&mut world, host, lease != Lease::Holds),
+            Step::Unasked(host) => {
+                if let Some(claim) = world.arbiter.asked(host) {
+                    world.arbiter.end(host);
+                    self.tell(&mut world, host, Event::Ruled(claim, Answer::Unasked));
+                }
+            }
+            Step::Unanswered(host) => {
+                if let Some(claim) = world.arbiter.asked(host) {
+                    world.arbiter.give_up(host);
+                    let answer = match self.wrong() {
+                        Some(Wrong::SilenceIsNo) => Answer::Unasked,
+                        _ => Answer::Unanswered,
+                    };
+                    self.tell(&mut world, host, Event::Ruled(claim, answer));
+                }
+            }
+            Step::ArrivesLate(claim) => {
+                world.arbiter.arrives(claim);
+                world.arbiter.holder = claim.after(world.arbiter.holder);
+            }
+            Step::Resolve(host) => {
+                let keep = match host {
+                    Host::Source if world.b_ran || !world.a_qemu.lives() => Side::Target,
+                    // The operator knows whether the guest ran on at the source.
+                    Host::Target if !world.stale => Side::Target,
+                    _ => Side::Source,
+                };
+                self.tell(&mut world, host, Event::Resolved(keep));
+            }
             Step::Restart(Host::Source) => self.restart_source(&mut world),
             Step::Restart(Host::Target) => self.restart_target(&mut world),
         }
@@ -120,7 +159,9 @@ impl Model {
         let repeats = match host {
             Host::Source => {
                 let source = world.a.driver.machine().map(|id| self.machinery.sources.get(id));
-                source.is_some_and(|source| source.needs_peer() || source.verdict() != Verdict::Undecided)
+                source.is_some_and(|source| {
+                    source.needs_peer() || source.can_be_resolved() || source.verdict() != Verdict::Undecided
+                })
             }
             Host::Target => world.b_qemu != Qemu::Incoming,
         };
@@ -128,6 +169,33 @@ impl Model {
             world.disturb();
         }
         self.tell(world, host, Event::Tick);
+    }
+
+    /// The arbiter carries out what it is asked, and answers.
+    fn rules(&mut self, world: &mut World, host: Host, other_is_gone: bool) {
+        let Some(claim) = world.arbiter.asked(host) else { return };
+        let mut holder = claim.after(world.arbiter.holder);
+        match (self.wrong(), claim) {
+            (Some(Wrong::TakesAnyway), Claim::Take) => holder = Holder::Target,
+            (Some(Wrong::TakesBackAnyway), Claim::TakeBack) => {
+                holder = Holder::Returned;
+                world.arbiter.holder = holder;
+            }
+            (Some(Wrong::ReleasesNothing), Claim::Release) => holder = Holder::Released,
+            _ => world.arbiter.holder = holder,
+        }
+        world.arbiter.end(host);
+        // The target has it and its lease has run out: the source gives its own copy up.
+        let gives_up = host == Host::Source && holder == Holder::Target && other_is_gone;
+        world.may_be_lost |= gives_up && !world.b_qemu.runs();
+        self.tell(world, host, Event::Ruled(claim, Answer::Is(holder, other_is_gone)));
+    }
+
+    fn wrong(&self) -> Option<Wrong> {
+        match self.machinery.mutation {
+            Some(Mutation::Arbiter(wrong)) => Some(wrong),
+            _ => None,
+        }
     }
 
     /// Tells a machine something, between two effect lists.
@@ -159,7 +227,11 @@ impl Model {
         match host {
             Host::Source => {
                 let known = self.records(world.a_journal.known());
-                let released = matches!(known.last(), Some(Record::Released { .. } | Record::HandedOver { .. }));
+                let released = if world.arbiter.is_there {
+                    matches!(world.arbiter.holder, Holder::Released | Holder::Target) && !world.arbiter.may_return()
+                } else {
+                    matches!(known.last(), Some(Record::Released { .. } | Record::HandedOver { .. }))
+                };
                 match (world.b_qemu.is_complete(), released && !world.revoked) {
                     (true, true) => {}
                     (true, false) if !world.disturbed => world.covered = true,
@@ -180,7 +252,9 @@ impl Model {
     fn restart_source(&mut self, world: &mut World) {
         world.a_journal.unheard = false;
         let records = self.records(world.a_journal.on_disk());
-        world.a.lists = !records.iter().any(|record| matches!(record, Record::HandedOver { .. }));
+        world.a.lists = !records
+            .iter()
+            .any(|record| matches!(record.plain(), Record::HandedOver { .. }));
         let found = match world.a_qemu {
             Qemu::PostMigrate => FoundQemu::PostMigrate,
             qemu if qemu.lives() => FoundQemu::Other,
@@ -194,8 +268,10 @@ impl Model {
                 ended: false,
                 aborted: was_released,
             },
-            AfterRestart::Commit(handover, _) => {
-                let (source, plan) = self.machinery.source(Source::released(handover, Duration::ZERO));
+            AfterRestart::Commit(handover, _, arbiter) => {
+                let gone = found == FoundQemu::Gone;
+                let released = Source::released(handover, arbiter, gone, Duration::ZERO);
+                let (source, plan) = self.machinery.source(released);
                 world.a.plan = plan;
                 Driver::Resumed(source)
             }
@@ -207,15 +283,15 @@ impl Model {
         world.b_journal.unheard = false;
         let records = self.records(world.b_journal.on_disk());
         let has = |wanted: fn(&Record) -> bool| records.iter().any(wanted);
-        let owned = has(|record| matches!(record, Record::Owned { .. }));
-        world.b.lists = owned && !has(|record| matches!(record, Record::Dropped { .. }));
-        let found = if world.b_qemu.lives() {
-            FoundQemu::Other
-        } else {
-            FoundQemu::Gone
+        let owned = has(|record| matches!(record.plain(), Record::Owned { .. }));
+        world.b.lists = owned && !has(|record| matches!(record.plain(), Record::Dropped { .. }));
+        let found = match (world.b_qemu.lives(), world.b_told) {
+            (true, _) => FoundQemu::Other,
+            (false, true) => FoundQemu::Gone,
+            (false, false) => FoundQemu::GoneUnstarted,
         };
         let after = after_restart(&records);
-        world.b_may_have_run |= matches!(after, AfterRestart::Run(..));
+        world.b_may_have_run |= matches!(after, AfterRestart::Run(..)) && found != FoundQemu::GoneUnstarted;
         world.may_be_lost |= world.b_may_have_run && found == FoundQemu::Gone;
         world.b.driver = match after.given(found) {
             AfterRestart::Nothing => {
@@ -225,14 +301,20 @@ impl Model {
                 }
                 Driver::Idle
             }
-            AfterRestart::Ask(handover, peer) => {
-                let (target, plan) = self.machinery.target(Target::prepared(handover, peer, Duration::ZERO));
+            AfterRestart::Ask(handover, peer, arbiter) => {
+                let prepared = Target::prepared(handover, peer, arbiter, Duration::ZERO);
+                let (target, plan) = self.machinery.target(prepared);
                 world.b.plan = plan;
-                world.b.reported = (found == FoundQemu::Gone).then_some(Event::QemuGone);
+                world.b.reported = (found != FoundQemu::Other).then_some(Event::QemuGone);
                 Driver::Resumed(target)
             }
             AfterRestart::Run(handover, peer) => {
                 let (target, plan) = self.machinery.target(Target::owned(handover, peer));
+                world.b.plan = plan;
+                Driver::Resumed(target)
+            }
+            AfterRestart::GiveBack(handover, peer) => {
+                let (target, plan) = self.machinery.target(Target::owned_unstarted(handover, peer));
                 world.b.plan = plan;
                 Driver::Resumed(target)
             }

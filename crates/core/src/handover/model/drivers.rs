@@ -1,6 +1,7 @@
 //! The drivers of `vmferry/src/migrate`: what they carry out is what the shipped state machines say, and what they answer is
 //! what the shipped code answers from a journal.
 
+use super::super::arbiter::Claim;
 use super::super::examples::handover;
 use super::machines::{Act, Event, Id, matters, new_target};
 use super::rules::Broken;
@@ -63,6 +64,11 @@ impl Model {
                 world.a.lists = false;
                 world.a_qemu = Qemu::Dead;
             }
+            Act::Arbitrate(claim) => {
+                // It has died, and nobody has heard of it: the target's copy is given up.
+                world.may_be_lost |= claim == Claim::TakeBack && !world.a_qemu.lives();
+                world.arbiter.ask(Host::Source, claim);
+            }
             Act::Finish(_) => world.finish(Host::Source),
             Act::LetStop => {}
             other => panic!("a source does {other:?}"),
@@ -117,15 +123,20 @@ impl Model {
                 let inquiry = self.machinery.message(Message::Inquire { handover: handover() });
                 self.send(world, Host::Source, inquiry);
             }
+            Act::Arbitrate(claim) => world.arbiter.ask(Host::Target, claim),
             Act::StartGuest if !world.b_qemu.lives() => {
                 if !world.b_gone_unheard {
                     return Ok(Some(Event::QemuGone));
                 }
+                world.b_told = true;
                 // It ends while it is told, as far as the agent can see: its guest may have run.
                 world.may_be_lost = true;
                 return Ok(Some(Event::StartUnknown));
             }
-            Act::StartGuest if fails == Some(OnDisk::No) => return Ok(Some(Event::Started(false))),
+            Act::StartGuest if fails == Some(OnDisk::No) => {
+                world.b_told = true;
+                return Ok(Some(Event::Started(false)));
+            }
             // Told before, when its monitor broke.
             Act::StartGuest if world.b_qemu.runs() => return Ok(Some(Event::Started(true))),
             Act::StartGuest => {
@@ -136,7 +147,7 @@ impl Model {
                     return Err("an image runs that its guest has left behind");
                 }
                 world.b_qemu = Qemu::Running;
-                world.b_ran = true;
+                (world.b_told, world.b_ran) = (true, true);
                 // Done, and its monitor broke before it said so.
                 let broke = fails.is_some();
                 return Ok(Some(if broke {
@@ -153,7 +164,7 @@ impl Model {
                 world.b_gone_unheard = false;
             }
             Act::Finish(owned) => {
-                world.b.lists |= owned;
+                world.b.lists = owned;
                 world.finish(Host::Target);
             }
             other => panic!("a target does {other:?}"),
@@ -204,7 +215,7 @@ impl Model {
     pub(super) fn deliver(&mut self, world: &mut World, host: Host, id: Id) {
         let message = self.machinery.messages.get(id).clone();
         match (host, world.agent(host).driver, &message) {
-            (_, Driver::Down, _) => {}
+            (_, Driver::Down | Driver::Gone, _) => {}
             (Host::Source, _, Message::Inquire { .. }) => {
                 let known = self.records(world.a_journal.known());
                 if let Some(outcome) = answer(&known, self.verdict(world), &message) {
@@ -215,7 +226,7 @@ impl Model {
             (Host::Target, Driver::Idle, Message::Reserve { .. })
                 if world.b_journal == Journal::default() && world.b_qemu == Qemu::Absent =>
             {
-                let (target, plan) = self.machinery.target(new_target());
+                let (target, plan) = self.machinery.target(new_target(self.bounds.arbiter));
                 world.b.driver = Driver::Machine(target);
                 world.b.plan = plan;
                 (world.b.lane, world.b.lane_cut) = (true, !world.a.can_say());

@@ -1,6 +1,7 @@
 //! The shipped state machines, with every value numbered. What a machine does on an event is asked of it once and then
 //! remembered, so that a state of the world is a handful of small numbers.
 
+use super::super::arbiter::{Claim, Holder, NoRuling, Ruling, Side};
 use super::super::examples::{handover, transfer};
 use super::super::*;
 use super::mutation::Mutation;
@@ -70,6 +71,26 @@ pub(super) enum Event {
     LoadFailed,
     Started(bool),
     StartUnknown,
+    Ruled(Claim, Answer),
+    Resolved(Side),
+}
+
+/// What comes of a question to the arbiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Answer {
+    Is(Holder, bool),
+    Unasked,
+    Unanswered,
+}
+
+impl Answer {
+    fn told(self) -> Result<Ruling, NoRuling> {
+        match self {
+            Answer::Is(holder, other_is_gone) => Ok(Ruling { holder, other_is_gone }),
+            Answer::Unasked => Err(NoRuling::Unasked(String::new())),
+            Answer::Unanswered => Err(NoRuling::Unanswered(String::new())),
+        }
+    }
 }
 
 /// What a driver is to do.
@@ -87,6 +108,7 @@ pub(super) enum Act {
     Inquire,
     StartGuest,
     Drop,
+    Arbitrate(Claim),
     /// Whether the VM is the target's.
     Finish(bool),
 }
@@ -162,7 +184,7 @@ pub(super) struct Machinery {
     pub(super) targets: Machines<Target, TargetEffect>,
     pub(super) messages: Table<Message>,
     pub(super) records: Table<Record>,
-    mutation: Option<Mutation>,
+    pub(super) mutation: Option<Mutation>,
 }
 
 impl Machinery {
@@ -248,6 +270,8 @@ fn source_event(event: Event, messages: &Table<Message>) -> SourceEvent {
         Event::Compared(equal) => SourceEvent::Compared(why(equal, ())),
         Event::Resumed(runs) => SourceEvent::Resumed(why(runs, ())),
         Event::QemuGone => SourceEvent::QemuGone,
+        Event::Ruled(claim, answer) => SourceEvent::Ruled(claim, answer.told()),
+        Event::Resolved(keep) => SourceEvent::Resolved(keep),
         Event::Tick => SourceEvent::Tick,
         other => panic!("a source is told {other:?}"),
     }
@@ -259,7 +283,10 @@ fn target_event(event: Event, messages: &Table<Message>) -> TargetEvent {
         Event::Peer(message) => TargetEvent::Peer(messages.get(message).clone()),
         Event::PeerLost => TargetEvent::PeerLost(String::new()),
         Event::Reserved(done) => TargetEvent::Reserved(if done {
-            Ok(Reservation::default())
+            Ok(Reservation {
+                arbiter_host: Some("b".to_owned()),
+                ..Reservation::default()
+            })
         } else {
             Err(vec![String::new()])
         }),
@@ -269,6 +296,8 @@ fn target_event(event: Event, messages: &Table<Message>) -> TargetEvent {
         Event::QemuGone => TargetEvent::QemuGone(String::new()),
         Event::Started(done) => TargetEvent::Started(why(done, ())),
         Event::StartUnknown => TargetEvent::StartUnknown(String::new()),
+        Event::Ruled(claim, answer) => TargetEvent::Ruled(claim, answer.told()),
+        Event::Resolved(keep) => TargetEvent::Resolved(keep),
         Event::Tick => TargetEvent::Tick,
         other => panic!("a target is told {other:?}"),
     }
@@ -284,6 +313,7 @@ fn source_act(effect: &SourceEffect, messages: &mut Table<Message>, records: &mu
         SourceEffect::DeliverShut => Act::DeliverShut,
         SourceEffect::ResumeGuest => Act::ResumeGuest,
         SourceEffect::EndQemu => Act::EndQemu,
+        SourceEffect::Arbitrate(claim) => Act::Arbitrate(*claim),
         SourceEffect::Finish(outcome) => Act::Finish(*outcome == Outcome::HandedOver),
     }
 }
@@ -295,6 +325,7 @@ fn target_act(effect: &TargetEffect, messages: &mut Table<Message>, records: &mu
         TargetEffect::Send(message) => Act::Send(messages.id(&without_reasons(message.clone()))),
         TargetEffect::Inquire => Act::Inquire,
         TargetEffect::StartGuest => Act::StartGuest,
+        TargetEffect::Arbitrate(claim) => Act::Arbitrate(*claim),
         TargetEffect::Drop { .. } => Act::Drop,
         TargetEffect::Finish { owned } => Act::Finish(*owned),
     }
@@ -320,13 +351,14 @@ fn without_reasons(message: Message) -> Message {
     }
 }
 
-pub(super) fn new_source() -> (Source, Vec<SourceEffect>) {
+pub(super) fn new_source(arbiter: bool) -> (Source, Vec<SourceEffect>) {
     Source::new(
         handover(),
         "b".into(),
         transfer(),
         serde_json::Value::Null,
         Duration::from_secs(10),
+        arbiter,
     )
 }
 
@@ -337,8 +369,8 @@ fn image() -> Image {
     }
 }
 
-pub(super) fn new_target() -> (Target, Vec<TargetEffect>) {
-    Target::new(handover(), "a".into(), transfer(), serde_json::Value::Null)
+pub(super) fn new_target(arbiter: bool) -> (Target, Vec<TargetEffect>) {
+    Target::new(handover(), "a".into(), transfer(), serde_json::Value::Null, arbiter)
 }
 
 /// Whether a machine could act upon a message.

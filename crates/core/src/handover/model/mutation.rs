@@ -10,6 +10,21 @@ pub(super) enum Mutation {
     LeaveOut(String),
     /// Wherever the second of these effects follows the first, they are carried out the other way round.
     Swap(String, String),
+    /// The arbiter, or what is made of its answers.
+    Arbiter(Wrong),
+}
+
+/// What is wrong about an arbiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wrong {
+    /// That it does not answer is taken for that it was not asked.
+    SilenceIsNo,
+    /// The target runs the VM once it is told, whatever the arbiter says.
+    TakesAnyway,
+    /// The source gets the VM back even if the target has taken it.
+    TakesBackAnyway,
+    /// The source hears that the VM is released, and it is not.
+    ReleasesNothing,
 }
 
 impl Mutation {
@@ -23,6 +38,7 @@ impl fmt::Display for Mutation {
         match self {
             Mutation::LeaveOut(record) => write!(f, "without the record {record}"),
             Mutation::Swap(first, second) => write!(f, "{second} before {first}"),
+            Mutation::Arbiter(wrong) => write!(f, "the arbiter: {wrong:?}"),
         }
     }
 }
@@ -41,6 +57,7 @@ pub(super) enum Effect {
 pub(super) enum Known {
     LeaveOut(&'static str),
     Swap(&'static str, &'static str),
+    Arbiter(Wrong),
 }
 
 impl From<Known> for Mutation {
@@ -48,6 +65,7 @@ impl From<Known> for Mutation {
         match known {
             Known::LeaveOut(record) => Mutation::LeaveOut(record.to_owned()),
             Known::Swap(first, second) => Mutation::swap(first, second),
+            Known::Arbiter(wrong) => Mutation::Arbiter(wrong),
         }
     }
 }
@@ -133,5 +151,73 @@ pub(super) const KNOWN: &[(Known, Effect)] = &[
     (
         Known::Swap("Send Refused", "Finish"),
         Effect::Harmless("a source that does not hear it loses its lane, and rolls back for that"),
+    ),
+];
+
+/// The same with an arbiter: what differs from [`KNOWN`].
+pub(super) const KNOWN_WITH_ARBITER: &[(Known, Effect)] = &[
+    (
+        Known::LeaveOut("Released"),
+        Effect::Breaks("the VM is lost though no QEMU died that had its only copy"),
+    ),
+    (
+        Known::LeaveOut("Reclaimed"),
+        Effect::Breaks("the hosts never come to an end"),
+    ),
+    (
+        Known::LeaveOut("Owned"),
+        Effect::Breaks("a committed migration is undone"),
+    ),
+    (
+        Known::Arbiter(Wrong::SilenceIsNo),
+        Effect::Breaks("the VM is lost though no QEMU died that had its only copy"),
+    ),
+    (
+        Known::Arbiter(Wrong::TakesAnyway),
+        Effect::Breaks("an image runs that its guest has left behind"),
+    ),
+    (
+        Known::Arbiter(Wrong::TakesBackAnyway),
+        Effect::Breaks("an image runs that its guest has left behind"),
+    ),
+    (
+        Known::Arbiter(Wrong::ReleasesNothing),
+        Effect::Breaks("the hosts never come to an end"),
+    ),
+    (
+        Known::Swap("Send Commit", "Arbitrate Ask"),
+        Effect::Harmless("neither changes anything here; both are repeated"),
+    ),
+    (
+        Known::Swap("Send Abort", "Arbitrate TakeBack"),
+        Effect::Harmless("either alone keeps the target from running the VM, and the source waits for one of both"),
+    ),
+    (
+        Known::Swap("Inquire", "Arbitrate Take"),
+        Effect::Harmless("the source's answer only has the arbiter asked once more"),
+    ),
+    (
+        Known::Swap("EndQemu", "Journal Resolved"),
+        Effect::Harmless("with an arbiter an operator decides at the source only where its QEMU is gone"),
+    ),
+    (
+        Known::Swap("Drop", "Journal Resolved"),
+        Effect::Breaks("a QEMU is left behind at the host that does not have the VM"),
+    ),
+];
+
+/// The same without an arbiter and with an operator: what differs from [`KNOWN`].
+pub(super) const KNOWN_WITH_OPERATOR: &[(Known, Effect)] = &[
+    (
+        Known::LeaveOut("Resolved"),
+        Effect::Breaks("a QEMU is left behind at the host that does not have the VM"),
+    ),
+    (
+        Known::Swap("EndQemu", "Journal Resolved"),
+        Effect::Breaks("a QEMU is left behind at the host that does not have the VM"),
+    ),
+    (
+        Known::Swap("Drop", "Journal Resolved"),
+        Effect::Breaks("a QEMU is left behind at the host that does not have the VM"),
     ),
 ];

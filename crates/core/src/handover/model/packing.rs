@@ -1,7 +1,7 @@
-//! A world in eight bytes, so that many can be remembered.
+//! A world in ten bytes, so that many can be remembered.
 
 use super::machines::Map;
-use super::world::{Agent, Journal, Net, World};
+use super::world::{Agent, Arbiter, Journal, Net, World};
 use std::hash::Hash;
 
 /// Values by numbers.
@@ -32,12 +32,13 @@ impl<T: Copy + Eq + Hash> Numbers<T> {
 
 /// The numbers of its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Packed([u16; 4]);
+pub(super) struct Packed([u16; 5]);
 
 /// Packs worlds and unpacks them.
 pub(super) struct Packer {
     hosts: Numbers<(Agent, Journal)>,
     nets: Numbers<(Net, Net)>,
+    arbiters: Numbers<Arbiter>,
     /// Worlds of which nothing but the rest counts.
     rests: Numbers<World>,
     blank: World,
@@ -49,6 +50,7 @@ impl Packer {
         Packer {
             hosts: Numbers::new(),
             nets: Numbers::new(),
+            arbiters: Numbers::new(),
             rests: Numbers::new(),
             blank,
         }
@@ -62,17 +64,19 @@ impl Packer {
             b_journal: self.blank.b_journal,
             to_a: self.blank.to_a,
             to_b: self.blank.to_b,
+            arbiter: self.blank.arbiter,
             ..*world
         };
         Packed([
             self.hosts.number((world.a, world.a_journal)),
             self.hosts.number((world.b, world.b_journal)),
             self.nets.number((world.to_a, world.to_b)),
+            self.arbiters.number(world.arbiter),
             self.rests.number(rest),
         ])
     }
 
-    pub(super) fn unpack(&self, Packed([a, b, net, rest]): Packed) -> World {
+    pub(super) fn unpack(&self, Packed([a, b, net, arbiter, rest]): Packed) -> World {
         let ((a, a_journal), (b, b_journal), (to_a, to_b)) =
             (self.hosts.value(a), self.hosts.value(b), self.nets.value(net));
         World {
@@ -82,6 +86,7 @@ impl Packer {
             b_journal,
             to_a,
             to_b,
+            arbiter: self.arbiters.value(arbiter),
             ..self.rests.value(rest)
         }
     }

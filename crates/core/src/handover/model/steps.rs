@@ -2,7 +2,8 @@
 
 use super::machines::{Act, Id, Machinery, new_source, short};
 use super::mutation::Mutation;
-use super::world::{Agent, Driver, Host, IN_FLIGHT_MAX, Journal, Net, Qemu, Stream, World};
+use super::world::{Agent, Arbiter, Driver, Host, IN_FLIGHT_MAX, Journal, Net, Qemu, Stream, World};
+use crate::handover::arbiter::{Claim, Holder};
 use crate::handover::{Source, Target};
 use crate::wire::message::Message;
 
@@ -15,6 +16,10 @@ pub(super) struct Bounds {
     pub(super) repeats: u8,
     /// Messages on their way in each direction; what is sent beyond that is lost.
     pub(super) in_flight: usize,
+    /// An arbiter decides.
+    pub(super) arbiter: bool,
+    /// A host may go for ever, and then an operator may decide.
+    pub(super) hosts_go: bool,
 }
 
 /// One thing that happens.
@@ -56,6 +61,18 @@ pub(super) enum Step {
     KillQemu(Host),
     KillHost(Host),
     Restart(Host),
+    /// A host goes, and never comes back.
+    HostGoes(Host),
+    /// The arbiter answers this host.
+    Rules(Host, Lease),
+    /// What this host asks the arbiter never leaves it, and it sees that.
+    Unasked(Host),
+    /// What this host asks the arbiter is not answered; it may be carried out yet.
+    Unanswered(Host),
+    /// Something that was asked of the arbiter is carried out, and nobody hears of it.
+    ArrivesLate(Claim),
+    /// The other host is gone, and an operator decides on this one.
+    Resolve(Host),
     /// Somebody sees to the disk of an agent whose journal can't be written, and restarts it.
     Repair(Host),
 }
@@ -65,6 +82,15 @@ pub(super) enum Step {
 pub(super) enum OnDisk {
     No,
     Yes,
+}
+
+/// The other host's lease, as the arbiter has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lease {
+    Holds,
+    RunOut,
+    /// Run out, because that host's agent can't reach the arbiter.
+    Cut,
 }
 
 /// The world's rules.
@@ -84,7 +110,7 @@ impl Model {
 
     /// The world as a migration begins.
     pub(super) fn begin(&mut self) -> World {
-        let (source, plan) = self.machinery.source(new_source());
+        let (source, plan) = self.machinery.source(new_source(self.bounds.arbiter));
         let idle = Agent {
             driver: Driver::Idle,
             plan: 0,
@@ -109,6 +135,7 @@ impl Model {
             b_qemu: Qemu::Absent,
             to_a: Net::default(),
             to_b: Net::default(),
+            arbiter: Arbiter::new(self.bounds.arbiter),
             stream: Stream::Closed,
             sent: false,
             stop_unheard: false,
@@ -118,6 +145,7 @@ impl Model {
             faults: self.bounds.faults,
             repeats: self.bounds.repeats,
             b_ran: false,
+            b_told: false,
             b_may_have_run: false,
             stale: false,
             revoked: false,
@@ -146,12 +174,31 @@ impl Model {
         if world.a_qemu == Qemu::Migrating && source.is_some_and(|source| source.deadline().is_none()) {
             steps.push(Step::StopNow);
         }
+        for claim in world.arbiter.late() {
+            if claim.after(world.arbiter.holder) != world.arbiter.holder {
+                steps.push(Step::ArrivesLate(claim));
+            }
+        }
+        let awaits = |host| world.arbiter.asked(host).is_some() && self.can_be_told(world, host);
+        if awaits(Host::Source) && world.b.driver == Driver::Down {
+            steps.push(Step::Rules(Host::Source, Lease::RunOut));
+        }
         if world.faults == 0 {
             return steps;
         }
+        if awaits(Host::Source) && !world.b.driver.is_down() {
+            steps.push(Step::Rules(Host::Source, Lease::Cut));
+        }
         for host in [Host::Source, Host::Target] {
             steps.extend(self.failures(world, host).map(|on_disk| Step::ActFails(host, on_disk)));
-            let (up, lives) = (world.agent(host).driver != Driver::Down, world.qemu(host).lives());
+            let (up, lives) = (!world.agent(host).driver.is_down(), world.qemu(host).lives());
+            if awaits(host) {
+                steps.extend([Step::Unasked(host), Step::Unanswered(host)]);
+            }
+            let both_up = world.a.driver != Driver::Gone && world.b.driver != Driver::Gone;
+            if self.bounds.hosts_go && both_up {
+                steps.push(Step::HostGoes(host));
+            }
             if up {
                 steps.push(Step::KillAgent(host));
             }
@@ -211,6 +258,11 @@ impl Model {
                     steps.push(Step::Deliver(host, message));
                 }
             }
+            if world.arbiter.asked(host).is_some() && self.can_be_told(world, host) {
+                let is_gone = world.agent(host.other()).driver == Driver::Gone;
+                let lease = if is_gone { Lease::RunOut } else { Lease::Holds };
+                steps.push(Step::Rules(host, lease));
+            }
         }
         let (source, target) = (self.free_source(world), self.free_target(world));
         if world.stream == Stream::Open && world.b_qemu == Qemu::Incoming && target.is_some() {
@@ -248,10 +300,41 @@ impl Model {
             }
         }
         let needs_peer = source.is_some_and(Source::needs_peer);
-        if needs_peer && !world.a.lane && world.b.driver != Driver::Down {
+        if needs_peer && !world.a.lane && !world.b.driver.is_down() {
             steps.push(Step::Reconnects);
         }
+        let resolvable = [Host::Source, Host::Target].into_iter();
+        steps.extend(resolvable.filter(|host| self.is_stuck(world, *host)).map(Step::Resolve));
         steps
+    }
+
+    /// Whether this host waits for the other, which is gone, and no arbiter can help.
+    fn is_stuck(&self, world: &World, host: Host) -> bool {
+        let Some(id) = world
+            .agent(host)
+            .driver
+            .machine()
+            .filter(|_| world.agent(host).is_free())
+        else {
+            return false;
+        };
+        if world.agent(host.other()).driver != Driver::Gone {
+            return false;
+        }
+        match host {
+            Host::Source => {
+                self.machinery.sources.get(id).can_be_resolved() && (!world.arbiter.is_there || !world.a_qemu.lives())
+            }
+            Host::Target => {
+                let is_undecided = world.arbiter.holder == Holder::Source && world.arbiter.asked(host).is_none();
+                self.machinery.targets.get(id).can_be_resolved() && is_undecided
+            }
+        }
+    }
+
+    /// A state machine is there, between two effect lists.
+    fn can_be_told(&self, world: &World, host: Host) -> bool {
+        world.agent(host).driver.machine().is_some() && world.agent(host).is_free()
     }
 
     /// The source's machine, of a migration that was begun by this agent, between two effect lists.
@@ -332,6 +415,12 @@ impl Model {
             Step::KillAgent(host) => format!("the {host:?}'s agent is KILLED"),
             Step::KillQemu(host) => format!("the {host:?}'s QEMU is KILLED"),
             Step::KillHost(host) => format!("the {host:?}'s agent and QEMU are KILLED"),
+            Step::HostGoes(host) => format!("the {host:?} is GONE for ever"),
+            Step::Rules(host, lease) => {
+                let asked = before.arbiter.asked(host);
+                let after = asked.map(|claim| claim.after(before.arbiter.holder));
+                format!("{host:?} asked {asked:?}, hears {after:?} ({lease:?})")
+            }
             other => format!("{other:?}"),
         }
     }
@@ -350,6 +439,10 @@ impl Step {
                 | Step::KillAgent(_)
                 | Step::KillQemu(_)
                 | Step::KillHost(_)
+                | Step::HostGoes(_)
+                | Step::Rules(_, Lease::Cut)
+                | Step::Unasked(_)
+                | Step::Unanswered(_)
         )
     }
 }

@@ -1,6 +1,7 @@
 //! A state of the world, small and comparable: two agents, two QEMUs, two journals, and what is on its way between them.
 
 use super::machines::{Event, Id};
+use crate::handover::arbiter::{Claim, Holder};
 
 /// Most that the network can be bounded to hold in one direction.
 pub(super) const IN_FLIGHT_MAX: usize = 3;
@@ -12,6 +13,15 @@ const RECORDS_MAX: usize = 7;
 pub(super) enum Host {
     Source,
     Target,
+}
+
+impl Host {
+    pub(super) fn other(self) -> Host {
+        match self {
+            Host::Source => Host::Target,
+            Host::Target => Host::Source,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +68,8 @@ impl Qemu {
 pub(super) enum Driver {
     /// The agent was killed and is not restarted yet.
     Down,
+    /// Its host is gone, and never comes back.
+    Gone,
     /// Nothing: it answers from its journal.
     Idle,
     /// It carries out what a state machine says.
@@ -74,6 +86,10 @@ pub(super) enum Driver {
 }
 
 impl Driver {
+    pub(super) fn is_down(self) -> bool {
+        matches!(self, Driver::Down | Driver::Gone)
+    }
+
     pub(super) fn machine(self) -> Option<Id> {
         match self {
             Driver::Machine(id) | Driver::Resumed(id) => Some(id),
@@ -154,6 +170,69 @@ impl Net {
     }
 }
 
+/// The arbiter's register, and what is on its way to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Arbiter {
+    /// There is one.
+    pub(super) is_there: bool,
+    pub(super) holder: Holder,
+    /// The questions whose answers are awaited, of the source and of the target.
+    asked: [Option<Claim>; 2],
+    /// Questions whose answers nobody awaits any more, and that may be carried out yet: a bit for each claim.
+    late: u8,
+}
+
+const LATE: [Claim; 3] = [Claim::Release, Claim::Take, Claim::TakeBack];
+
+impl Arbiter {
+    pub(super) fn new(is_there: bool) -> Arbiter {
+        Arbiter {
+            is_there,
+            holder: Holder::Source,
+            asked: [None; 2],
+            late: 0,
+        }
+    }
+
+    pub(super) fn asked(&self, by: Host) -> Option<Claim> {
+        self.asked[by as usize]
+    }
+
+    pub(super) fn ask(&mut self, by: Host, claim: Claim) {
+        self.give_up(by);
+        self.asked[by as usize] = Some(claim);
+    }
+
+    /// The question never left its host, or was answered.
+    pub(super) fn end(&mut self, by: Host) {
+        self.asked[by as usize] = None;
+    }
+
+    /// Nobody awaits the answer any more.
+    pub(super) fn give_up(&mut self, by: Host) {
+        let claim = self.asked[by as usize].take();
+        let bit = LATE.iter().position(|late| Some(*late) == claim);
+        self.late |= bit.map_or(0, |bit| 1 << bit);
+    }
+
+    pub(super) fn late(&self) -> impl Iterator<Item = Claim> + use<> {
+        let late = self.late;
+        (0..LATE.len())
+            .filter(move |bit| late & 1 << bit != 0)
+            .map(|bit| LATE[bit])
+    }
+
+    pub(super) fn arrives(&mut self, claim: Claim) {
+        let bit = LATE.iter().position(|late| *late == claim);
+        self.late &= !bit.map_or(0, |bit| 1 << bit);
+    }
+
+    /// The source may be given the VM back.
+    pub(super) fn may_return(&self) -> bool {
+        self.asked.contains(&Some(Claim::TakeBack)) || self.late().any(|claim| claim == Claim::TakeBack)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Stream {
     Closed,
@@ -173,6 +252,7 @@ pub(super) struct World {
     pub(super) b_qemu: Qemu,
     pub(super) to_a: Net,
     pub(super) to_b: Net,
+    pub(super) arbiter: Arbiter,
     pub(super) stream: Stream,
     /// The source's QEMU has sent its last byte.
     pub(super) sent: bool,
@@ -188,6 +268,8 @@ pub(super) struct World {
     // What no agent knows, for the rules.
     /// The target's guest ran.
     pub(super) b_ran: bool,
+    /// The target's QEMU was told to run its guest, which outlives the agent.
+    pub(super) b_told: bool,
     /// For all that the target's agent can know, since it was restarted.
     pub(super) b_may_have_run: bool,
     /// The source's guest ran after the image was made that the target has.
@@ -267,15 +349,13 @@ impl World {
 
     /// Its driver ends, and closes its lane.
     pub(super) fn finish(&mut self, host: Host) {
-        let other = match host {
-            Host::Source => Host::Target,
-            Host::Target => Host::Source,
-        };
         let agent = self.agent_mut(host);
         agent.driver = Driver::Idle;
+        self.arbiter.give_up(host);
+        let agent = self.agent_mut(host);
         if agent.lane {
             agent.lose_lane();
-            let other = self.agent_mut(other);
+            let other = self.agent_mut(host.other());
             other.lane_cut = other.lane;
         }
         self.forget_events(host);
@@ -286,6 +366,7 @@ impl World {
         let agent = self.agent_mut(host);
         agent.driver = Driver::Down;
         (agent.plan, agent.reported, agent.broken, agent.lists) = (0, None, false, false);
+        self.arbiter.give_up(host);
         if host == Host::Source {
             self.close_migration();
         }

@@ -58,6 +58,7 @@ fn offer() -> Offer {
             path: "/boot/vmlinuz".into(),
             hash: "aa".into(),
         }],
+        arbiter: None,
         contents: Vec::new(),
     }
 }
