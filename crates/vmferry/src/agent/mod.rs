@@ -217,8 +217,9 @@ fn identity(config: &mut Config, is_named: bool) -> anyhow::Result<Identity> {
             config.api_listen.is_none(),
             "--api-listen needs a certificate, which --insecure-plaintext does without: leave one of them out"
         );
-        // Not by way of the log, which can be filtered.
-        eprintln!(
+        // Not by way of the log, which can be filtered. A full disk takes neither, and the agent starts all the same.
+        let _ = writeln!(
+            io::stderr(),
             "WARNING: --insecure-plaintext: what guests hold in memory crosses the network for anyone to read and to change, and\n\
              WARNING: anyone who reaches {} can start VMs here, and take those that are here. For measurements only.",
             config.listen
