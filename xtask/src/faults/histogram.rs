@@ -9,8 +9,8 @@ use super::plan::{Fault, Step};
 pub(crate) fn render(seed: u32, runs: &[Run]) -> String {
     let late = runs.iter().filter(|run| is_late(run)).count();
     let mut text = format!(
-        "`cargo xtask faults --runs {} --seed {seed}`: {} runs without a violation, {:.1} s each on average. In {late} of them \
-         the fault came too late: the migration had ended, or what was to fail was not there.\n\n",
+        "`cargo xtask faults --runs {} --seed {seed}`: {} runs without a violation, {:.1} s each on average. In\n{late} of \
+         them the fault came too late: the migration had ended, or what was to fail was not there.\n\n",
         runs.len(),
         runs.len(),
         runs.iter().map(|run| run.took_s).sum::<f64>() / runs.len().max(1) as f64,

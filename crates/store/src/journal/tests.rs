@@ -38,6 +38,18 @@ impl Disk {
 }
 
 #[test]
+fn a_tool_reads_what_an_open_journal_holds_and_leaves_a_torn_record_alone() {
+    let disk = Disk::new();
+    let mut journal = disk.open().unwrap().journal;
+    journal.append(&"reserved".to_owned()).unwrap();
+    let whole = fs::read(disk.path()).unwrap();
+    let torn = [&whole[..], &[0; 5]].concat();
+    fs::write(disk.path(), &torn).unwrap();
+    assert_eq!(read::<String>(&disk.path()).unwrap(), ["reserved"]);
+    assert_eq!(fs::read(disk.path()).unwrap(), torn);
+}
+
+#[test]
 fn appended_records_are_there_after_reopening() {
     let disk = Disk::new();
     let opened = disk.open().unwrap();
