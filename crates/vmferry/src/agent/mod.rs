@@ -22,7 +22,14 @@ mod restore;
 mod settings;
 mod watch;
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{
+    fs,
+    io::{self, Write},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::Context;
 pub use error::AgentError;
