@@ -23,12 +23,15 @@ fn arbitrated<'lab>(lab: &'lab Lab) -> Result<Scenario<'lab>> {
     Scenario::set_up_with(lab, &options, &options)
 }
 
-/// Ends host A's agent and QEMU, as a power cut does.
+/// Ends host A's agent and QEMU at once, as a power cut does: a QEMU that outlived its agent for a moment would let its guest go on,
+/// and peers of the guest would have heard what no copy of it has said.
 fn kill_host_a(scenario: &mut Scenario) -> Result<()> {
     let qemu = i32::try_from(scenario.qemu(Host::A, "web")?)?;
-    scenario.a.kill()?;
-    kill_process(Pid::from_raw(qemu).context("no process")?, Signal::KILL)?;
-    Ok(())
+    let agent = i32::try_from(scenario.a.pid().context("no agent")?)?;
+    let process = |pid| Pid::from_raw(pid).context("no process");
+    kill_process(process(agent)?, Signal::STOP)?;
+    kill_process(process(qemu)?, Signal::KILL)?;
+    scenario.a.kill()
 }
 
 /// Has the guest migrate until the source says `message`, which the target does not hear.

@@ -14,7 +14,7 @@ use super::peers::ask;
 use super::source::{self, Attempt, Ended};
 use crate::agent::Agent;
 use crate::agent::migrations::MigrationHandle;
-use crate::api::migration::{Outcome, Report};
+use crate::api::migration::{Outcome, Progress, Report};
 
 /// Carries a migration out and reports how it ended.
 pub async fn run(agent: Arc<Agent>, handle: MigrationHandle) -> Report {
@@ -48,7 +48,7 @@ pub async fn run(agent: Arc<Agent>, handle: MigrationHandle) -> Report {
         tracing::warn!(migration = %handle.id, reasons = ?report.reasons, "trying again");
         earlier_wire_bytes += report.wire_bytes;
         id = tokio::select! {
-            next = next_id(&agent, &handle, before) => match next {
+            next = next_id(&agent, &handle, before, number) => match next {
                 Ok(id) => id,
                 Err(why) => {
                     report.reasons.push(why);
@@ -65,7 +65,12 @@ pub async fn run(agent: Arc<Agent>, handle: MigrationHandle) -> Report {
 }
 
 /// The id of the next attempt, once the target has said that nothing is left of the one before.
-async fn next_id(agent: &Agent, handle: &MigrationHandle, before: Handover) -> Result<MigrationId, String> {
+async fn next_id(
+    agent: &Agent,
+    handle: &MigrationHandle,
+    before: Handover,
+    number: u32,
+) -> Result<MigrationId, String> {
     let began = Instant::now();
     let patience = Duration::from_millis(handle.request.link_patience_ms);
     loop {
@@ -81,6 +86,11 @@ async fn next_id(agent: &Agent, handle: &MigrationHandle, before: Handover) -> R
         if began.elapsed() >= patience {
             return Err(format!("not tried again, as the target can't be reached: {why}"));
         }
+        handle.progress(Progress {
+            attempt: number,
+            link_down_ms: Some(began.elapsed().as_millis() as u64),
+            ..Progress::default()
+        });
         sleep(HEARTBEAT).await;
     }
 }

@@ -218,6 +218,8 @@ struct Driver<'a> {
     controller: Controller,
     account: Account,
     let_stop: bool,
+    /// The attempt came to its last stage: what became of it after that is for people to look at.
+    came_to_commit: bool,
     /// How often the disks were described to the target.
     disk_looks: usize,
     began: Instant,
@@ -263,6 +265,7 @@ impl<'a> Driver<'a> {
             controller: Controller::new(limits),
             account,
             let_stop: false,
+            came_to_commit: false,
             disk_looks: 1,
             began,
             stream_began: None,
@@ -281,6 +284,7 @@ impl<'a> Driver<'a> {
                 None => self.next().await,
             };
             tracing::debug!(migration = %self.handle.id, ?event, "source");
+            self.came_to_commit |= self.source.stage() == Stage::Commit;
             let effects = self.source.handle(event, self.began.elapsed());
             self.verdict.send_replace(self.source.verdict());
             self.decisions.waits(self.source.can_be_resolved());
@@ -719,7 +723,7 @@ impl<'a> Driver<'a> {
             Outcome::RolledBack(Cause::PeerLost(_) | Cause::Transfer(_) | Cause::Target(_) | Cause::TooLong(..))
         );
         let waits = self.session.transfer.link_patience_ms > 0;
-        let is_worth_another = waits && is_of_the_link && self.account.link_broke();
+        let is_worth_another = waits && is_of_the_link && self.account.link_broke() && !self.came_to_commit;
         let (outcome, reasons) = match outcome {
             Outcome::HandedOver => (view::Outcome::Completed, Vec::new()),
             Outcome::RolledBack(Cause::Refused(reasons)) => (view::Outcome::Refused, reasons),
