@@ -118,7 +118,9 @@ fn kept(agent: &Agent) -> Result<Vec<PathBuf>> {
 /// Moves the VM through the proxy until its first data lane breaks.
 fn fail_at(scenario: &Scenario, proxy: &Proxy, offset: u64) -> Result<()> {
     proxy.spoil(offset, Fault::Cut);
-    let report = Migration::begin(&scenario.a, "web", &proxy.address(), &["--lanes", "1"])?.report()?;
+    // A lane that is cut would be taken up again.
+    let flags = ["--lanes", "1", "--link-patience", "0s"];
+    let report = Migration::begin(&scenario.a, "web", &proxy.address(), &flags)?.report()?;
     ensure!(report["outcome"] == "rolled-back", "{report:#}");
     scenario.settles(&["web"], &[])
 }
@@ -253,8 +255,10 @@ fn pages_are_found_in_backing_files_exports_and_images() -> Result<()> {
         "image ",
     ] {
         let (pages, missed) = referred(&report, source);
+        // A server that answers more slowly than pages cross, if only for a moment, is not waited for.
+        let missed_max = if source.starts_with("nbd:") { pages / 4 } else { 0 };
         assert!(
-            pages >= (PAGES - PAGES / 50) as u64 && missed == 0,
+            pages >= (PAGES - PAGES / 50) as u64 && missed <= missed_max,
             "{source}: {report:#}"
         );
     }

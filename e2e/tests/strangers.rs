@@ -85,7 +85,7 @@ fn introduces(lab: &Lab, from: Host, folder: &Folder) -> Result<[Result<(), Stri
     };
     lab.within(from, || {
         Ok(agents().map(|agent| {
-            let connected = connection::connect(agent, &identity.security(), &hello, Duration::ZERO);
+            let connected = connection::connect(agent, identity.shown(), &hello, Duration::ZERO);
             connected.map(drop).map_err(|error| error.to_string())
         }))
     })

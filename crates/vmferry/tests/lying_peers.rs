@@ -23,7 +23,7 @@ fn connect(host: &Host, lane: Lane) -> (Sender, Receiver) {
         connection: None,
         heard: None,
     };
-    connection::connect(host.peers, &Security::Plaintext, &hello, Duration::ZERO).unwrap()
+    connection::connect(host.peers, || Security::Plaintext, &hello, Duration::ZERO).unwrap()
 }
 
 /// Asks about a handover that nobody knows of.

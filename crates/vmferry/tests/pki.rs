@@ -128,7 +128,7 @@ fn connects(identity: &Identity, name: &str, address: SocketAddr) -> Result<(), 
         connection: None,
         heard: None,
     };
-    let connected = connection::connect(address, &identity.security(), &hello, std::time::Duration::ZERO);
+    let connected = connection::connect(address, identity.shown(), &hello, std::time::Duration::ZERO);
     connected.map(drop).map_err(|error| error.to_string())
 }
 

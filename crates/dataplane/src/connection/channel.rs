@@ -60,7 +60,7 @@ pub(super) struct Channel {
 #[derive(Debug)]
 pub(super) struct Dialer {
     pub(super) address: SocketAddr,
-    pub(super) security: Security,
+    pub(super) shows: Shows,
     pub(super) hello: Hello,
 }
 
@@ -96,6 +96,15 @@ pub(super) enum Up {
     Now(Reading),
     /// None at present, for this reason.
     Waits(Arc<ConnectionError>),
+}
+
+/// What this side shows: asked for each TCP connection, since certificates are renewed and revoked meanwhile.
+pub(super) struct Shows(pub(super) Box<dyn Fn() -> Security + Send + Sync>);
+
+impl std::fmt::Debug for Shows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shows")
+    }
 }
 
 /// A TCP connection to read from.
@@ -370,7 +379,7 @@ impl Channel {
             heard: Some(heard),
             ..dialer.hello.clone()
         };
-        match Greeting::call(dialer.address, REDIAL_LIMITS, &dialer.security, &hello) {
+        match Greeting::call(dialer.address, REDIAL_LIMITS, &(dialer.shows.0)(), &hello) {
             Ok((greeted, heard)) if greeted.host == self.host => {
                 self.go_on(greeted, heard);
                 true

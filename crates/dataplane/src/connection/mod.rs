@@ -13,7 +13,7 @@ pub mod acceptor;
 mod channel;
 mod greeting;
 
-use self::channel::{Channel, Dialer, Reading, Up};
+use self::channel::{Channel, Dialer, Reading, Shows, Up};
 use self::greeting::Greeting;
 use crate::arrivals::{Arrivals, Lane};
 use crate::transport::{Limits, Security, TransportError};
@@ -324,17 +324,18 @@ fn directions(channel: Arc<Channel>) -> (Sender, Receiver) {
 }
 
 /// Connects to an agent and introduces itself; the peer is known to welcome this connection afterwards. One whose hello names a
-/// connection is taken up again if its link breaks, for as long as there is `patience`.
+/// connection is taken up again if its link breaks, for as long as there is `patience`. `shows` says what this side shows to whom it
+/// believes, each time anew.
 pub fn connect(
     address: SocketAddr,
-    security: &Security,
+    shows: impl Fn() -> Security + Send + Sync + 'static,
     hello: &Hello,
     patience: Duration,
 ) -> Result<(Sender, Receiver), ConnectionError> {
-    let (greeted, _) = Greeting::call(address, Limits::default(), security, hello)?;
+    let (greeted, _) = Greeting::call(address, Limits::default(), &shows(), hello)?;
     let dialer = Dialer {
         address,
-        security: security.clone(),
+        shows: Shows(Box::new(shows)),
         hello: hello.clone(),
     };
     let channel = Channel::new(greeted, hello.connection.is_some(), Some(dialer));

@@ -58,7 +58,7 @@ fn lane(index: u16, mut spoil: impl FnMut(&mut [u8]) + Send + 'static) -> [(Send
     });
     let connected = connection::connect(
         front_address,
-        &Security::Plaintext,
+        || Security::Plaintext,
         &hello(Lane::Data {
             migration: MigrationId(1),
             index,

@@ -95,7 +95,7 @@ impl Relay {
 
     /// Connects through it.
     pub(super) fn dial(&self, hello: &Hello, patience: Duration) -> Result<(Sender, Receiver), ConnectionError> {
-        connection::connect(self.front, &Security::Plaintext, hello, patience)
+        connection::connect(self.front, || Security::Plaintext, hello, patience)
     }
 
     /// A connection through it: the end that opened it, and the other.

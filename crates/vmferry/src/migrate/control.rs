@@ -246,7 +246,7 @@ mod tests {
                 connection: None,
                 heard: None,
             };
-            connection::connect(address, &Security::Plaintext, &hello, Duration::ZERO).unwrap()
+            connection::connect(address, || Security::Plaintext, &hello, Duration::ZERO).unwrap()
         });
         let link = transport::accept(listener.accept().unwrap().0, &Security::Plaintext).unwrap();
         let accepted = Acceptor::default().accept(link, "b", "test");

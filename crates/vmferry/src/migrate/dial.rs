@@ -28,10 +28,10 @@ pub(super) async fn dial(agent: &Agent, address: &str, patience: Duration) -> Re
     let mut addresses = addresses.map_err(|error| format!("{address} is not a host that can be reached: {error}"))?;
     let meant = address;
     let address = addresses.next().ok_or_else(|| format!("{meant} has no address"))?;
-    let (security, hello) = (agent.identity.security(), hello(agent, Lane::Control)?);
+    let (shows, hello) = (agent.identity.shown(), hello(agent, Lane::Control)?);
     let connected = tokio::task::spawn_blocking(move || {
         let before = Instant::now();
-        let (sender, receiver) = connection::connect(address, &security, &hello, patience)?;
+        let (sender, receiver) = connection::connect(address, shows, &hello, patience)?;
         // Connecting and the hellos are two round trips and some work.
         let round_trip = before.elapsed() / 2;
         let control = Control::start(sender, receiver)?;

@@ -604,8 +604,8 @@ impl<'a> Driver<'a> {
             )?;
             let peer: SocketAddr = self.session.control.peer();
             let patience = Duration::from_millis(self.session.transfer.link_patience_ms);
-            let security = self.agent.identity.security();
-            let connect = move || connection::connect(peer, &security, &hello, patience);
+            let shows = self.agent.identity.shown();
+            let connect = move || connection::connect(peer, shows, &hello, patience);
             let connected = tokio::task::spawn_blocking(connect).await;
             let lane = connected.map_err(|panic| panic.to_string())?;
             let lane = lane.map_err(|error| format!("lane {index}: {error}"))?;

@@ -11,9 +11,9 @@ use vmferry_dataplane::transport::{Security, Tls};
 
 use super::folder::Folder;
 
-/// An agent's identity.
-#[derive(Debug)]
-pub struct Identity(Option<Files>);
+/// An agent's identity. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Identity(Option<Arc<Files>>);
 
 #[derive(Debug)]
 struct Files {
@@ -65,7 +65,7 @@ impl Identity {
             of,
             tls: load(&folder)?,
         });
-        Ok(Identity(Some(Files { folder, known })))
+        Ok(Identity(Some(Arc::new(Files { folder, known }))))
     }
 
     /// Its folder, if there is one.
@@ -77,9 +77,10 @@ impl Identity {
     /// What the next connection is to use.
     #[must_use]
     pub fn security(&self) -> Security {
-        let Some(Files { folder, known }) = &self.0 else {
+        let Some(files) = &self.0 else {
             return Security::Plaintext;
         };
+        let Files { folder, known } = &**files;
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let now = stamps(folder);
         if now != known.of {
@@ -89,6 +90,12 @@ impl Identity {
             }
         }
         Security::Tls(known.tls.clone())
+    }
+
+    /// The same, for a connection that may need several TCP connections.
+    pub fn shown(&self) -> impl Fn() -> Security + Send + Sync + use<> {
+        let identity = self.clone();
+        move || identity.security()
     }
 }
 

@@ -40,7 +40,8 @@ fn greet(a: &Security, b: &Security, name: &str) -> Ends {
         let (sender, receiver, _) = accepted.expect("nothing was there to be taken up");
         Ok((sender, receiver))
     });
-    let connected = connection::connect(address, a, &hello(&name), Duration::ZERO);
+    let a = a.clone();
+    let connected = connection::connect(address, move || a.clone(), &hello(&name), Duration::ZERO);
     [connected, accepts.join().unwrap()]
 }
 
