@@ -20,13 +20,15 @@ const SETTLE_MAX: Duration = Duration::from_secs(240);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// What an agent may have in its state folder.
-const STATE_FILES: [&str; 7] = [
+const STATE_FILES: [&str; 9] = [
     "agent.log",
     "agent.sock",
+    "agent.toml",
     "content",
     "content.key",
     "journal",
     "journal.lock",
+    "pki",
     "vms",
 ];
 
