@@ -8,8 +8,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use vmferry_core::limits::{CONTROL_FRAME_BYTES_MAX, MESSAGE_VALUES_MAX};
+use vmferry_core::session::Unheard;
 use vmferry_core::wire::PREFACE;
-use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, Sequence, check_preface};
+use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, Received, check_preface};
 use vmferry_core::wire::hello::{Hello, HelloReply, VERSIONS, answer};
 use vmferry_core::wire::message::Message;
 use vmferry_fuzz::within;
@@ -46,15 +47,17 @@ fuzz_target!(|data: &[u8]| {
 /// Frames as they should be, but for what the fuzzer has wrong with them.
 fn frames(mut bytes: &[u8]) -> Vec<u8> {
     let mut frames = Vec::new();
-    let mut sequence = Sequence::default();
+    let mut sent = 0u64;
     while let Some(([kind, wrong, l0, l1], rest)) = bytes.split_first_chunk() {
         let length = usize::from(u16::from_be_bytes([*l0, *l1])).min(rest.len());
         let (payload, rest) = rest.split_at(length);
         bytes = rest;
         let kind = KINDS[usize::from(*kind) % KINDS.len()];
-        let Some(mut header) = sequence.next_header(kind, payload) else {
+        // The hello in front is not numbered.
+        let Some(mut header) = Header::encode(kind, sent.saturating_sub(1), u64::from(wrong / 64), payload) else {
             continue;
         };
+        sent += 1;
         match wrong % 8 {
             0 => header[usize::from(wrong / 8) % HEADER_BYTES] ^= 1,
             1 => {
@@ -74,7 +77,10 @@ fn receive(mut stream: &[u8]) -> Result<(), FrameError> {
         return Ok(());
     };
     check_preface(preface.try_into().expect("it was cut to this length"))?;
-    let mut sequence = Sequence::default();
+    let mut received = Received::default();
+    // What this side has sent, of which the peer may say that it has it.
+    let mut unheard = Unheard::default();
+    unheard.push(Kind::Message, vec![0; 8]);
     let mut is_greeted = false;
     while let Some(header) = take(&mut stream, HEADER_BYTES) {
         let header = Header::parse(header.try_into().expect("it was cut to this length"))?;
@@ -84,7 +90,14 @@ fn receive(mut stream: &[u8]) -> Result<(), FrameError> {
             return Ok(());
         };
         payload.copy_from_slice(came);
-        sequence.accept(&header, &payload)?;
+        if is_greeted {
+            received.accept(&header, &payload)?;
+            if unheard.heard(header.heard, drop).is_err() {
+                return Ok(());
+            }
+        } else {
+            header.verify(&payload)?;
+        }
         match header.kind {
             Kind::Hello if !is_greeted => greeted(&payload),
             Kind::HelloReply if !is_greeted => replied(&payload),

@@ -12,7 +12,7 @@ use vmferry::vm::{
     command_line::arguments,
     definition::{Accel, DefinitionError},
 };
-use vmferry_fuzz::within;
+use vmferry_fuzz::{given_to, within};
 
 fuzz_target!(|data: &[u8]| {
     let Some((way, bytes)) = data.split_first() else {
@@ -43,11 +43,11 @@ fn definition(read: Result<VmDefinition, DefinitionError>) {
         serde_json::from_slice::<VmDefinition>(&json).expect("it reads back"),
         definition
     );
-    let taps = vec!["tap".to_owned(); definition.nic.len()];
+    let given = given_to(&definition);
     let folder = VmFolder::new(Path::new("/state"), &definition.name);
     assert!(folder.path().starts_with("/state/vms") && folder.path().components().count() == 4);
     for role in [Role::Boot, Role::Incoming] {
-        let arguments = arguments(&definition, &folder, &taps, role);
+        let arguments = arguments(&definition, &folder, &given, true, role);
         assert!(arguments.iter().all(|argument| !argument.contains('\0')));
     }
 }

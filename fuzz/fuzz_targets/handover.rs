@@ -69,6 +69,7 @@ fn transfer() -> Transfer {
         fingerprint_key: [0; 32],
         verify_memory: false,
         bandwidth: None,
+        link_patience_ms: 0,
     }
 }
 
@@ -98,7 +99,7 @@ fuzz_target!(|data: &[u8]| {
 fn source(events: &[u8], is_released: bool) {
     let mut now = Duration::ZERO;
     let (mut source, effects) = if is_released {
-        Source::released(handover(0), now)
+        Source::released(handover(0), None, false, now)
     } else {
         let limit = Duration::from_secs(1);
         Source::new(
@@ -107,6 +108,7 @@ fn source(events: &[u8], is_released: bool) {
             transfer(),
             serde_json::Value::Null,
             limit,
+            false,
         )
     };
     let mut seen = AtSource {
@@ -178,8 +180,8 @@ fn target(events: &[u8], way: u8) {
     let mut now = Duration::ZERO;
     let peer = "a:1".to_owned();
     let (mut target, effects) = match way % 3 {
-        0 => Target::new(handover(0), peer, transfer(), serde_json::Value::Null),
-        1 => Target::prepared(handover(0), peer, now),
+        0 => Target::new(handover(0), peer, transfer(), serde_json::Value::Null, false),
+        1 => Target::prepared(handover(0), peer, false, now),
         _ => Target::owned(handover(0), peer),
     };
     let was_owned = way % 3 == 2;
@@ -272,11 +274,18 @@ fn journal(events: &[u8]) {
         let (handover, peer) = (handover(event[1]), "b:1".to_owned());
         records.push(match event[0] % 9 {
             0 => Record::Offered { handover, peer },
-            1 => Record::Released { handover },
+            1 => Record::Released {
+                handover,
+                arbiter: None,
+            },
             2 => Record::HandedOver { handover },
             3 => Record::RolledBack { handover },
             4 => Record::Reclaimed { handover },
-            5 => Record::Prepared { handover, peer },
+            5 => Record::Prepared {
+                handover,
+                peer,
+                arbiter: false,
+            },
             6 => Record::Owned { handover },
             7 => Record::TakenOver { handover },
             _ => Record::Dropped { handover },

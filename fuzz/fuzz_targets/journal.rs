@@ -224,6 +224,7 @@ impl Host {
             (Step::Offered, true) => Some((
                 handover::Record::Released {
                     handover: handover.clone(),
+                    arbiter: None,
                 },
                 Step::Released,
             )),
@@ -249,6 +250,7 @@ impl Host {
                     handover::Record::Prepared {
                         handover: handover.clone(),
                         peer,
+                        arbiter: false,
                     },
                     Step::Prepared,
                 ))

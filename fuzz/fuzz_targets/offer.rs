@@ -16,7 +16,7 @@ use vmferry::host::{
 };
 use vmferry::vm::{Role, VmDefinition, VmFolder, command_line::arguments};
 use vmferry_core::wire::{hello::MigrationId, message::Message};
-use vmferry_fuzz::within;
+use vmferry_fuzz::{given_to, within};
 
 const MEMORY_BYTES: u64 = 4 << 30;
 
@@ -77,6 +77,7 @@ fn weigh(offer: &Offer) {
         qemu: Ok(QemuFacts {
             version,
             machines: BTreeSet::from([definition.machine.clone()]),
+            sandbox: true,
         }),
         kvm: true,
         cpu_features: Some(Ok(offer.cpu_features.clone())),
@@ -87,6 +88,7 @@ fn weigh(offer: &Offer) {
             .collect(),
         boot_files: BTreeMap::from_iter(boot_files),
         interfaces: BTreeMap::from_iter(bridges.chain(taps)),
+        objections: Vec::new(),
     };
     let policy = MemoryPolicy {
         limit: None,
@@ -109,8 +111,7 @@ fn taken(definition: &VmDefinition) {
     assert!(reservation_for(definition).memory_bytes <= room);
     let folder = VmFolder::new(Path::new("/state"), &definition.name);
     assert_eq!(folder.path().components().count(), 4);
-    let taps = vec!["tap".to_owned(); definition.nic.len()];
-    let arguments = arguments(definition, &folder, &taps, Role::Incoming);
+    let arguments = arguments(definition, &folder, &given_to(definition), true, Role::Incoming);
     assert!(arguments.iter().all(|argument| !argument.contains('\0')));
     let record = Record::Incoming {
         migration: MigrationId(7),
