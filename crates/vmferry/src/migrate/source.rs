@@ -315,8 +315,9 @@ impl<'a> Driver<'a> {
                     self.account.link_up();
                     Some(SourceEvent::PeerBack)
                 }
-                event = next_event(&mut self.qmp_events) => self.on_qmp(event).await,
+                // Before what QEMU says: that its migration failed follows from a stream that did.
                 Some(event) = self.stream_events.recv() => self.on_stream(event),
+                event = next_event(&mut self.qmp_events) => self.on_qmp(event).await,
                 (claim, ruling) = self.arbitration.ruled() => Some(SourceEvent::Ruled(claim, ruling)),
                 keep = self.decisions.next() => Some(SourceEvent::Resolved(keep)),
                 () = self.cancel.wait(), if can_cancel => Some(SourceEvent::Cancel),
