@@ -24,6 +24,9 @@ pub struct Etcd<'lab> {
 }
 
 impl<'lab> Etcd<'lab> {
+    /// How many there are, numbered from 0.
+    pub const NODES: usize = HOSTS.len();
+
     /// Starts all nodes and returns once they have a leader.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use vmferry_e2e::agent::PORT;
 use vmferry_e2e::guest::Guest;
 use vmferry_e2e::migration::{Migration, ensure_moved_and_verified, reasons};
 use vmferry_e2e::net::{Host, Lab};
@@ -139,6 +140,33 @@ fn a_lane_that_dies_is_replaced_while_the_others_go_on() -> Result<()> {
     let again = sent_again(&report)?;
     ensure!(again > 0.0, "no lane was cut: {report:#}");
     scenario.settles(&[], &["web"])?;
+    ensure_alive(&mut guest)
+}
+
+/// Each of the connections in turn: the control lane, and the data lanes.
+#[test]
+fn a_connection_that_falls_silent_alone_is_replaced() -> Result<()> {
+    let lab = Lab::new()?;
+    // All of the guest crosses each time.
+    let options = ["--kept-memory", "0"];
+    let scenario = Scenario::set_up_with(&lab, &options, &options)?;
+    let mut guest = guest_on_a(&scenario)?;
+    let (mut from, mut to) = (Host::A, Host::B);
+    for choice in 0..3 {
+        let flags = ["--bandwidth", "12MB/s", "--lanes", "2", "--verify"];
+        let mut migration = Migration::begin(scenario.agent(from), "web", &address(to), &flags)?;
+        migration.until_precopy()?;
+        ensure!(lab.silence_connection(from, to, PORT, choice)?, "no connection");
+        // Nothing makes it audible again: the rest goes over another one.
+        let report = migration.report()?;
+        lab.hear_connections(from)?;
+        ensure!(
+            report["link_breaks"].as_u64() >= Some(1) || sent_again(&report)? > 0.0,
+            "{choice}: {report:#}"
+        );
+        sent_again(&report)?;
+        (from, to) = (to, from);
+    }
     ensure_alive(&mut guest)
 }
 

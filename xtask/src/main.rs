@@ -5,7 +5,8 @@ mod capture;
 mod demo;
 mod faults;
 mod fuzz;
-mod journal_cost;
+mod handover_cost;
+mod link_cut;
 mod profile;
 mod random;
 mod redis;
@@ -41,8 +42,10 @@ enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Move guests between this version and another one, and upgrade agents in the middle.
     Versions(versions::VersionsArgs),
-    /// Measure what the journal's writes take of a guest's pause.
-    JournalCost(journal_cost::JournalCostArgs),
+    /// Measure what the journal's writes and an arbiter take of a guest's pause.
+    HandoverCost(handover_cost::HandoverCostArgs),
+    /// Measure what a link that is cut and comes back costs a migration.
+    LinkCut(link_cut::LinkCutArgs),
 }
 
 fn main() -> Result<()> {
@@ -55,6 +58,7 @@ fn main() -> Result<()> {
         Command::Capture(args) => capture::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Versions(args) => versions::run(&args),
-        Command::JournalCost(args) => journal_cost::run(&args),
+        Command::HandoverCost(args) => handover_cost::run(&args),
+        Command::LinkCut(args) => link_cut::run(&args),
     }
 }

@@ -13,7 +13,7 @@
 mod guardian;
 
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,6 +31,8 @@ pub const PREFIX_BITS: u8 = 24;
 pub const BRIDGE: &str = "br0";
 
 const UPLINK: &str = "up0";
+/// The table of packet filters that [`Lab::silence_connection`] makes.
+const SILENCE: &str = "silence";
 /// An Ethernet address that no interface has.
 const NOBODY: &str = "02:00:00:00:ff:ff";
 
@@ -293,16 +295,53 @@ impl Lab {
     /// # Errors
     /// When `ss` fails; its message is in the error.
     pub fn break_connection(&self, from: Host, to: Host, port: u16, choice: usize) -> Result<bool> {
+        let Some(end) = self.connection(from, to, port, choice)? else {
+            return Ok(false);
+        };
+        let namespace = self.namespace(from);
+        let (end, peer) = (end.to_string(), format!("{}:{port}", to.address()));
+        run(command("ss", ["-N", &namespace, "-K", "-Htn", "src", &end]).args(["dst", &peer]))?;
+        Ok(true)
+    }
+
+    /// Loses all that is sent on such a connection from now on, both ways; nobody is told. Returns `false` where there is none.
+    ///
+    /// # Errors
+    /// When `ss` or `nft` fails; its message is in the error.
+    pub fn silence_connection(&self, from: Host, to: Host, port: u16, choice: usize) -> Result<bool> {
+        let Some(end) = self.connection(from, to, port, choice)? else {
+            return Ok(false);
+        };
+        let (peer, own) = (to.address(), end.port());
+        for rule in [
+            format!("table inet {SILENCE} {{ chain sent {{ type filter hook output priority 0; }}; }}"),
+            format!("table inet {SILENCE} {{ chain received {{ type filter hook input priority 0; }}; }}"),
+            format!("add rule inet {SILENCE} sent ip daddr {peer} tcp sport {own} tcp dport {port} drop"),
+            format!("add rule inet {SILENCE} received ip saddr {peer} tcp sport {port} tcp dport {own} drop"),
+        ] {
+            run(self.command(from, "nft").arg(rule))?;
+        }
+        Ok(true)
+    }
+
+    /// Ends every [`Lab::silence_connection`] from this host.
+    ///
+    /// # Errors
+    /// When `nft` fails; its message is in the error.
+    pub fn hear_connections(&self, from: Host) -> Result<()> {
+        run(self.command(from, "nft").args(["delete", "table", "inet", SILENCE]))?;
+        Ok(())
+    }
+
+    /// The local end of one of the TCP connections that processes on `from` opened to `port` on `to`.
+    fn connection(&self, from: Host, to: Host, port: u16, choice: usize) -> Result<Option<SocketAddr>> {
         let namespace = self.namespace(from);
         let peer = format!("{}:{port}", to.address());
         let open = run(command("ss", ["-N", &namespace, "-Htn", "state", "established"]).args(["dst", &peer]))?;
         // Bytes received and sent that wait, then the local end.
         let ends: Vec<&str> = open.lines().filter_map(|line| line.split_whitespace().nth(2)).collect();
-        let Some(end) = choice.checked_rem(ends.len()).and_then(|chosen| ends.get(chosen)) else {
-            return Ok(false);
-        };
-        run(command("ss", ["-N", &namespace, "-K", "-Htn", "src", end]).args(["dst", &peer]))?;
-        Ok(true)
+        let chosen = choice.checked_rem(ends.len()).and_then(|chosen| ends.get(chosen));
+        Ok(chosen.map(|end| end.parse()).transpose()?)
     }
 
     /// Gives the host a small disk of its own, in memory: the folder that an agent on it keeps its state in

@@ -16,7 +16,7 @@ struct Need {
 }
 
 /// Redis comes as `redis-tools`, which holds the server's program without its service.
-const NEEDS: [Need; 12] = [
+const NEEDS: [Need; 13] = [
     need("qemu-system-x86_64", &["qemu-system-x86"]),
     need("qemu-img", &["qemu-utils"]),
     need("qemu-nbd", &["qemu-utils"]),
@@ -29,6 +29,7 @@ const NEEDS: [Need; 12] = [
     need("faketime", &["faketime"]),
     need("cc", &["gcc", "libc6-dev"]),
     need("etcd", &["etcd-server"]),
+    need("nft", &["nftables"]),
 ];
 
 const fn need(program: &'static str, packages: &'static [&'static str]) -> Need {

@@ -95,10 +95,10 @@ pub(crate) struct Campaign<'lab> {
 }
 
 impl<'lab> Campaign<'lab> {
-    /// Starts the agents of the program `vmferry`; what is to be kept goes to `out`.
-    pub(crate) fn begin(lab: &'lab Lab, vmferry: &Path, seed: u32, out: &'lab Path) -> Result<Self> {
+    /// Starts the agents of the program `vmferry`, with or without an arbiter; what is to be kept goes to `out`.
+    pub(crate) fn begin(lab: &'lab Lab, vmferry: &Path, arbiter: bool, seed: u32, out: &'lab Path) -> Result<Self> {
         Ok(Self {
-            world: World::new(lab, vmferry)?,
+            world: World::new(lab, vmferry, arbiter)?,
             client: None,
             owed: None,
             seed,

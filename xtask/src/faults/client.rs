@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use crate::redis::Redis;
 
 /// Keys in Redis that are replaced over and over.
 const KEYS: u32 = 256;
+/// Between two values that are replaced: what the guest's processor is free of, others on this machine have.
+const VALUE_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two records on the disk, so that its traffic stays small beside the migration's.
 const RECORD_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -129,7 +131,7 @@ fn value(key: u32, version: u32) -> (String, String) {
 /// Replaces one value and reads another, over and over.
 fn replace(mut redis: Redis, mut versions: Vec<u32>, stop: &Receiver<()>) -> Result<(Redis, Vec<u32>)> {
     let mut random = Random::new(0, 0);
-    while stop.try_recv() == Err(TryRecvError::Empty) {
+    while stop.recv_timeout(VALUE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
         let key = random.below(KEYS);
         let (name, text) = value(key, versions[key as usize] + 1);
         redis.set(&name, &text)?;

@@ -6,10 +6,10 @@ use super::campaign::{Outcome, Run};
 use super::plan::{Fault, Step};
 
 /// Outcomes and silences by fault, outcomes by step, and the command that they come from.
-pub(crate) fn render(seed: u32, runs: &[Run]) -> String {
+pub(crate) fn render(seed: u32, pairs: u32, runs: &[Run]) -> String {
     let late = runs.iter().filter(|run| is_late(run)).count();
     let mut text = format!(
-        "`cargo xtask faults --runs {} --seed {seed}`: {} runs without a violation, {:.1} s each on average. In\n{late} of \
+        "`cargo xtask faults --runs {} --seed {seed} --pairs {pairs}`: {} runs without a violation, {:.1} s each on\naverage. In {late} of \
          them the fault came too late: the migration had ended, or what was to fail was not there.\n\n",
         runs.len(),
         runs.len(),
@@ -32,6 +32,10 @@ fn by_fault(runs: &[Run]) -> String {
     for fault in Fault::ALL {
         let of: Vec<&Run> = runs.iter().filter(|run| run.plan.fault == fault).collect();
         row(&mut text, fault.name(), &of);
+    }
+    for (name, arbiter) in [("all without an arbiter", false), ("all with etcd", true)] {
+        let of = runs.iter().filter(|run| run.plan.arbiter == arbiter);
+        row(&mut text, name, &of.collect::<Vec<_>>());
     }
     row(&mut text, "all", &runs.iter().collect::<Vec<_>>());
     text

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use vmferry_e2e::agent::{Agent, PORT};
+use vmferry_e2e::etcd::Etcd;
 use vmferry_e2e::net::Host;
 
 use super::plan::{Fault, Plan, Side};
@@ -67,6 +68,28 @@ pub(crate) fn carry_out(world: &mut World, plan: &Plan) -> Result<Carried> {
             world.lab.lose_packets(host, other(host))?;
             hold();
             world.lab.deliver_packets(host, other(host))?;
+        }
+        Fault::SilenceLane => {
+            out = world
+                .lab
+                .silence_connection(source, target, PORT, plan.choice as usize)?;
+            if out {
+                hold();
+                world.lab.hear_connections(source)?;
+            }
+        }
+        Fault::KillNode => {
+            world.etcd()?.kill(plan.choice as usize % Etcd::NODES)?;
+            hold();
+            world.etcd()?.start_all()?;
+        }
+        Fault::KillNodes => {
+            let kept = plan.choice as usize % Etcd::NODES;
+            for node in (0..Etcd::NODES).filter(|node| *node != kept) {
+                world.etcd()?.kill(node)?;
+            }
+            hold();
+            world.etcd()?.start_all()?;
         }
         Fault::BreakLane => out = world.lab.break_connection(source, target, PORT, plan.choice as usize)?,
         Fault::FillDisk(side) => {

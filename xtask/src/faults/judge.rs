@@ -20,17 +20,22 @@ const SETTLE_MAX: Duration = Duration::from_secs(240);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// What an agent may have in its state folder.
-const STATE_FILES: [&str; 9] = [
+const STATE_FILES: [&str; 10] = [
     "agent.log",
     "agent.sock",
     "agent.toml",
     "content",
     "content.key",
+    "host.id",
     "journal",
     "journal.lock",
     "pki",
     "vms",
 ];
+
+/// What the names of processes begin with that belong on a host besides its agent.
+const QEMU: &str = "qemu-system";
+const ETCD: &str = "etcd";
 
 /// Where the guest is once both agents agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +72,7 @@ fn look(world: &World) -> Result<Result<Place, String>> {
             .lab
             .processes(host)?
             .into_iter()
-            .filter(|pid| is_qemu(*pid))
+            .filter(|pid| is_called(*pid, QEMU))
             .count();
         let taps = world
             .lab
@@ -107,7 +112,7 @@ fn leftovers(world: &World, at: Host) -> Result<Option<String>> {
         let agent = world.agent(host);
         let own = agent.pid().context("the agent has ended")?;
         let mut processes = world.lab.processes(host)?;
-        processes.retain(|pid| *pid != own && !is_qemu(*pid));
+        processes.retain(|pid| *pid != own && !is_called(*pid, QEMU) && !is_called(*pid, ETCD));
         let mut files = names(agent.folder())?;
         files.retain(|name| !STATE_FILES.contains(&name.as_str()));
         let folders = names(&agent.folder().join("vms"))?;
@@ -150,12 +155,14 @@ pub(crate) fn ensure_true(
             said.contains(&place),
             "the guest is {place:?}, but the report says {report:#}"
         );
-        // A host refuses for what the run before left over on it. A disk that fails, and a QEMU that ends while it starts, are
-        // reasons of their own.
-        let may_refuse = matches!(
-            plan.fault,
-            Fault::FillDisk(Side::Target) | Fault::FailWrites(Side::Target) | Fault::KillQemu(Side::Target)
-        );
+        // A host refuses for what the run before left over on it. A disk that fails, a QEMU that ends while it starts, and an
+        // arbiter out of reach are reasons of their own.
+        let reasons = report["reasons"].to_string();
+        let may_refuse = match plan.fault {
+            Fault::FillDisk(Side::Target) | Fault::FailWrites(Side::Target) | Fault::KillQemu(Side::Target) => true,
+            Fault::KillNodes | Fault::CutLink(_) | Fault::CutDirection(_) => reasons.contains("arbiter"),
+            _ => false,
+        };
         ensure!(report["outcome"] != "refused" || may_refuse, "refused: {report:#}");
     }
     let Place::Ended(_) = place else {
@@ -197,6 +204,6 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn is_qemu(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu-system"))
+fn is_called(pid: u32, beginning: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with(beginning))
 }

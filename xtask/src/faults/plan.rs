@@ -11,6 +11,8 @@ use crate::random::Random;
 const CUT_S: (f64, f64) = (0.1, 30.0);
 /// The same of all else: what comes later finds the migration ended.
 const FAILURE_S: (f64, f64) = (0.1, 4.0);
+/// The same of what is sent on one connection of several: from when on it is replaced, and beyond that.
+const SILENT_LANE_S: (f64, f64) = (1.0, 60.0);
 /// Longer than the silence after which an agent counts its peer as lost, seconds.
 const PAUSE_S: (f64, f64) = (12.0, 15.0);
 /// The longest time from a step to the fault, milliseconds.
@@ -40,6 +42,12 @@ pub(crate) enum Fault {
     CutDirection(Side),
     /// One TCP connection between the agents, the control lane's or a data lane's.
     BreakLane,
+    /// All that is sent on one of these connections is lost, both ways, and nobody is told.
+    SilenceLane,
+    /// SIGKILL of one of etcd's three nodes, which is started again.
+    KillNode,
+    /// The same of two nodes: the rest decides nothing.
+    KillNodes,
     /// The disk with the agent's state has no room left.
     FillDisk(Side),
     /// Each of the agent's writes to a file fails.
@@ -52,7 +60,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::None,
         Self::KillAgent(Side::Source),
         Self::KillAgent(Side::Target),
@@ -63,6 +71,9 @@ impl Fault {
         Self::CutDirection(Side::Source),
         Self::CutDirection(Side::Target),
         Self::BreakLane,
+        Self::SilenceLane,
+        Self::KillNode,
+        Self::KillNodes,
         Self::FillDisk(Side::Source),
         Self::FillDisk(Side::Target),
         Self::FailWrites(Side::Source),
@@ -72,6 +83,15 @@ impl Fault {
         Self::PauseAgent(Side::Source),
         Self::PauseAgent(Side::Target),
     ];
+
+    /// Those that there are for hosts with or without an arbiter.
+    fn kinds(arbiter: bool) -> Vec<Self> {
+        let is_of_etcd = |fault: &Self| matches!(fault, Self::KillNode | Self::KillNodes);
+        Self::ALL
+            .into_iter()
+            .filter(|fault| arbiter || !is_of_etcd(fault))
+            .collect()
+    }
 
     /// What people call it.
     pub(crate) const fn name(self) -> &'static str {
@@ -87,6 +107,9 @@ impl Fault {
             Self::CutDirection(Source) => "source's packets lost",
             Self::CutDirection(Target) => "target's packets lost",
             Self::BreakLane => "one connection broken",
+            Self::SilenceLane => "one connection silent",
+            Self::KillNode => "one etcd node killed",
+            Self::KillNodes => "two etcd nodes killed",
             Self::FillDisk(Source) => "source's disk full",
             Self::FillDisk(Target) => "target's disk full",
             Self::FailWrites(Source) => "source's writes fail",
@@ -153,6 +176,8 @@ impl Step {
 pub(crate) struct Plan {
     /// Its number in the campaign, from 0.
     pub(crate) number: u32,
+    /// Whether etcd is the hosts' arbiter.
+    pub(crate) arbiter: bool,
     /// What fails.
     pub(crate) fault: Fault,
     /// At which step.
@@ -168,20 +193,22 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Run `number` of the campaign with `seed`. Each kind of fault comes once in as many runs as there are kinds, in an order
-    /// that is drawn anew each time.
+    /// Run `number` of the campaign with `seed`: every other one has an arbiter. Of those that have one, and of the others, each
+    /// kind of fault comes once in as many runs as there are kinds, in an order that is drawn anew each time.
     pub(crate) fn drawn(seed: u32, number: u32) -> Self {
-        let kinds = Fault::ALL.len() as u32;
-        let mut order = Fault::ALL;
-        let mut shuffle = Random::new(seed, number / kinds);
+        let (arbiter, nth) = (number % 2 == 1, number / 2);
+        let mut order = Fault::kinds(arbiter);
+        let kinds = order.len() as u32;
+        let mut shuffle = Random::new(seed, 2 * (nth / kinds) + u32::from(arbiter));
         for last in (1..kinds).rev() {
             order.swap(last as usize, shuffle.below(last + 1) as usize);
         }
-        let fault = order[(number % kinds) as usize];
+        let fault = order[(nth % kinds) as usize];
         let mut random = Random::new(!seed, number);
         let (shortest, longest) = match fault {
             Fault::PauseAgent(_) => PAUSE_S,
-            Fault::CutLink(_) | Fault::CutDirection(_) => CUT_S,
+            Fault::CutLink(_) | Fault::CutDirection(_) | Fault::KillNode | Fault::KillNodes => CUT_S,
+            Fault::SilenceLane => SILENT_LANE_S,
             _ => FAILURE_S,
         };
         // As many short ones as long ones: the logarithm is drawn.
@@ -189,19 +216,21 @@ impl Plan {
         let seconds = shortest * (longest / shortest).powf(part);
         Self {
             number,
+            arbiter,
             fault,
             step: random.one_of(&Step::ALL),
             delay: Duration::from_millis(random.below(DELAY_MS_MAX + 1).into()),
             lasts: Duration::from_secs_f64(seconds),
             choice: random.below(u32::MAX),
-            bandwidth_mb_s: random.one_of(&[8, 20, 60]),
+            bandwidth_mb_s: random.one_of(&[16, 40, 100]),
         }
     }
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>4}  {:<22}", self.number, self.fault.name())?;
+        let arbiter = if self.arbiter { "etcd" } else { "" };
+        write!(f, "{:>4} {arbiter:<4} {:<22}", self.number, self.fault.name())?;
         if self.fault != Fault::None {
             write!(
                 f,
@@ -230,16 +259,16 @@ mod tests {
 
     #[test]
     fn every_kind_of_fault_comes_in_each_round_and_every_step_in_a_few() {
-        let kinds = Fault::ALL.len() as u32;
-        for round in 0..3 {
-            let names: HashSet<&str> = (round * kinds..(round + 1) * kinds)
-                .map(|number| Plan::drawn(1, number).fault.name())
-                .collect();
-            assert_eq!(names.len(), Fault::ALL.len());
+        for arbiter in [false, true] {
+            let kinds = Fault::kinds(arbiter).len() as u32;
+            for round in 0..3 {
+                let names: HashSet<&str> = (round * kinds..(round + 1) * kinds)
+                    .map(|nth| Plan::drawn(1, 2 * nth + u32::from(arbiter)).fault.name())
+                    .collect();
+                assert_eq!(names.len(), kinds as usize);
+            }
         }
-        let steps: HashSet<&str> = (0..5 * kinds)
-            .map(|number| Plan::drawn(1, number).step.name())
-            .collect();
+        let steps: HashSet<&str> = (0..100).map(|number| Plan::drawn(1, number).step.name()).collect();
         assert_eq!(steps.len(), Step::ALL.len());
     }
 }

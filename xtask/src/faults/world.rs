@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use vmferry_e2e::accel::Accel;
 use vmferry_e2e::agent::Agent;
+use vmferry_e2e::etcd::Etcd;
 use vmferry_e2e::guest::Guest;
 use vmferry_e2e::image::{Extras, ext4_disk, image};
 use vmferry_e2e::net::{Host, Lab};
@@ -38,6 +39,7 @@ pub(crate) struct World<'lab> {
     /// Hosts and links.
     pub(crate) lab: &'lab Lab,
     agents: [Agent<'lab>; 2],
+    etcd: Option<Etcd<'lab>>,
     spec: Spec,
     /// The image of the guest's disk.
     pub(crate) disk: PathBuf,
@@ -47,8 +49,9 @@ pub(crate) struct World<'lab> {
 
 impl<'lab> World<'lab> {
     /// Starts both agents of the program `vmferry`, each with a small disk for its state and a wall clock that can be made to
-    /// jump.
-    pub(crate) fn new(lab: &'lab Lab, vmferry: &Path) -> Result<Self> {
+    /// jump, and etcd where that is their arbiter.
+    pub(crate) fn new(lab: &'lab Lab, vmferry: &Path, arbiter: bool) -> Result<Self> {
+        let etcd = arbiter.then(|| Etcd::start(lab)).transpose()?;
         let disk = lab.folder().join("disk.raw");
         ext4_disk(&disk, DISK_BYTES, None)?;
         let image = image(Extras::Redis)?;
@@ -67,7 +70,11 @@ impl<'lab> World<'lab> {
         };
         Ok(Self {
             lab,
-            agents: [start_agent(lab, Host::A, vmferry)?, start_agent(lab, Host::B, vmferry)?],
+            agents: [
+                start_agent(lab, Host::A, vmferry, arbiter)?,
+                start_agent(lab, Host::B, vmferry, arbiter)?,
+            ],
+            etcd,
             spec,
             disk,
             at: Host::A,
@@ -91,6 +98,14 @@ impl<'lab> World<'lab> {
         if host == Host::B { b } else { a }
     }
 
+    /// The hosts' arbiter.
+    ///
+    /// # Errors
+    /// When they have none.
+    pub(crate) fn etcd(&mut self) -> Result<&mut Etcd<'lab>> {
+        self.etcd.as_mut().context("these hosts have no arbiter")
+    }
+
     /// The agent on `host`, to end and start it.
     pub(crate) fn agent_mut(&mut self, host: Host) -> &mut Agent<'lab> {
         let [a, b] = &mut self.agents;
@@ -112,7 +127,7 @@ pub(crate) fn clock(lab: &Lab, host: Host) -> PathBuf {
     lab.folder().join(format!("{}.clock", host.name()))
 }
 
-fn start_agent<'lab>(lab: &'lab Lab, host: Host, vmferry: &Path) -> Result<Agent<'lab>> {
+fn start_agent<'lab>(lab: &'lab Lab, host: Host, vmferry: &Path, arbiter: bool) -> Result<Agent<'lab>> {
     lab.add_state_disk(host, STATE_DISK_MIB)?;
     let clock = clock(lab, host);
     fs::write(&clock, "+0")?;
@@ -129,7 +144,12 @@ fn start_agent<'lab>(lab: &'lab Lab, host: Host, vmferry: &Path) -> Result<Agent
     let qemu = script(lab, &format!("{}-qemu", host.name()), qemu)?;
     let program = script(lab, &format!("{}-agent", host.name()), &agent)?;
     let qemu = qemu.display().to_string();
-    let mut agent = Agent::start_with(lab, host, &program, &["--qemu", &qemu, "--memory-limit", MEMORY_LIMIT])?;
+    let mut options = vec!["--qemu", &qemu, "--memory-limit", MEMORY_LIMIT];
+    let etcd = Etcd::option();
+    if arbiter {
+        options.extend(["--arbiter", &etcd]);
+    }
+    let mut agent = Agent::start_with(lab, host, &program, &options)?;
     agent.set_command_line(vmferry);
     Ok(agent)
 }

@@ -24,9 +24,13 @@ const REDIAL_LIMITS: Limits = Limits {
 /// Pause between two attempts that failed at once.
 const REDIAL_PAUSE: Duration = Duration::from_millis(250);
 
-/// How long what was sent may stay without the kernel's word that it arrived, milliseconds. A link that swallows the packets of one
-/// connection alone is noticed by nothing else. A reader that is at a halt for so long looks the same, and then is sent a little again.
-const UNACKNOWLEDGED_MS_MAX: u32 = 30_000;
+/// How long the other end's kernel may leave what was sent, or a probe, without an answer, milliseconds: half of what a guest stands
+/// still for at the most, unless told otherwise. A link that swallows the packets of one connection alone is noticed by nothing else.
+/// A reader that is at a halt for so long looks the same, and then is sent a little again.
+const UNACKNOWLEDGED_MS_MAX: u32 = 5_000;
+/// After how long without a packet the kernel probes, and how often then. The end that has nothing to send has to notice, too.
+const PROBE_AFTER: Duration = Duration::from_secs(3);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Payload buffers that wait to be used again, at the most.
 const SPENT_MAX: usize = 4;
@@ -494,6 +498,10 @@ fn close(stream: &TcpStream) {
 }
 
 fn bound_unacknowledged(stream: &TcpStream) {
-    // A kernel that does not know of it leaves what it does without.
-    let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS_MAX);
+    use rustix::net::sockopt;
+    // A kernel that does not know of one of these does without.
+    let _ = sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS_MAX);
+    let _ = sockopt::set_tcp_keepidle(stream, PROBE_AFTER);
+    let _ = sockopt::set_tcp_keepintvl(stream, PROBE_EVERY);
+    let _ = sockopt::set_socket_keepalive(stream, true);
 }

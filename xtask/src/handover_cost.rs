@@ -1,8 +1,9 @@
-//! `cargo xtask journal-cost`: what the journal's writes to the disk take of a guest's pause.
+//! `cargo xtask handover-cost`: what the journal's writes to the disk, and an arbiter, take of a guest's pause.
 //!
-//! In a handover's blackout three records are synced one after the other: `Prepared`, `Released`, `Owned`. Two guests move to and
-//! fro by turns, alike but for where their agents' state is: on a disk, and in memory, where syncing costs nothing. The product has
-//! no switch for it, as there is none that is safe.
+//! In a handover's blackout three records are synced one after the other: `Prepared`, `Released`, `Owned`. Three guests move to and
+//! fro by turns, alike but for where their agents' state is (on a disk, and in memory, where syncing costs nothing) and whether three
+//! etcd nodes, with their state on the disk, are asked as well. The product has no switch for the journal, as there is none that is
+//! safe.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,6 +16,7 @@ use vmferry_core::handover::Record as Fact;
 use vmferry_core::wire::hello::MigrationId;
 use vmferry_core::wire::message::{Epoch, Handover};
 use vmferry_e2e::agent::{Agent, built_vmferry};
+use vmferry_e2e::etcd::Etcd;
 use vmferry_e2e::guest::{Guest, Ticks};
 use vmferry_e2e::net::{Host, Lab};
 use vmferry_e2e::scenario::{BOOT_MAX, address, ensure_alive, small_guest};
@@ -27,9 +29,9 @@ const APPENDS: usize = 200;
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`: nothing there is on a disk.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// The arguments of `journal-cost`.
+/// The arguments of `handover-cost`.
 #[derive(Args)]
-pub(crate) struct JournalCostArgs {
+pub(crate) struct HandoverCostArgs {
     /// Moves of each guest.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -38,13 +40,13 @@ pub(crate) struct JournalCostArgs {
     memory: PathBuf,
 }
 
-/// Moves both guests and prints their pauses.
+/// Moves the guests and prints their pauses.
 ///
 /// # Errors
 /// When the folder for temporary files is no disk or the other one is, when a move fails, or a guest is not whole after all of them.
-pub(crate) fn run(args: &JournalCostArgs) -> Result<()> {
+pub(crate) fn run(args: &HandoverCostArgs) -> Result<()> {
     let binary = built_vmferry(true)?;
-    let labs = (Lab::new()?, Lab::new()?);
+    let labs = (Lab::new()?, Lab::new()?, Lab::new()?);
     let in_memory = Folder::new(&args.memory, &labs.1)?;
     ensure!(
         !is_in_memory(labs.0.folder())?,
@@ -69,19 +71,21 @@ pub(crate) fn run(args: &JournalCostArgs) -> Result<()> {
         );
     }
 
-    let mut on_disk = Moved::boot(&labs.0, &binary, None)?;
-    let mut in_memory = Moved::boot(&labs.1, &binary, Some(&in_memory.0))?;
-    for run in 0..args.runs {
-        // Whatever else the machine does meets both.
-        let (first, second) = match run % 2 {
-            0 => (&mut on_disk, &mut in_memory),
-            _ => (&mut in_memory, &mut on_disk),
-        };
-        first.moves()?;
-        second.moves()?;
+    let etcd = Etcd::start(&labs.2)?;
+    let mut all = [
+        ("on the disk", Moved::boot(&labs.0, &binary, None, false)?),
+        ("in memory", Moved::boot(&labs.1, &binary, Some(&in_memory.0), false)?),
+        ("on the disk, and etcd", Moved::boot(&labs.2, &binary, None, true)?),
+    ];
+    for run in 0..args.runs as usize {
+        // Whatever else the machine does meets all.
+        for turn in 0..all.len() {
+            let of = all.len();
+            all[(run + turn) % of].1.moves()?;
+        }
     }
     println!("\n| state directories | moves | blackout, median | p99 | longest |\n|---|---|---|---|---|");
-    for (place, moved) in [("on the disk", &mut on_disk), ("in memory", &mut in_memory)] {
+    for (place, moved) in &mut all {
         ensure_alive(&mut moved.guest)?;
         let times = &moved.blackouts;
         println!(
@@ -92,6 +96,7 @@ pub(crate) fn run(args: &JournalCostArgs) -> Result<()> {
             ms(percentile(times, 100))
         );
     }
+    drop(etcd);
     Ok(())
 }
 
@@ -152,16 +157,21 @@ struct Moved<'lab> {
 }
 
 impl<'lab> Moved<'lab> {
-    /// Boots it. The agents' state is in `memory`, if that is given, else where the lab is.
-    fn boot(lab: &'lab Lab, binary: &Path, memory: Option<&Path>) -> Result<Self> {
+    /// Boots it. The agents' state is in `memory`, if that is given, else where the lab is; the lab's etcd may be their arbiter.
+    fn boot(lab: &'lab Lab, binary: &Path, memory: Option<&Path>, arbiter: bool) -> Result<Self> {
+        let etcd = Etcd::option();
+        // Kept memory is written once the guest runs again; here it would only compete with the next move.
+        let mut options = vec!["--kept-memory", "0"];
+        if arbiter {
+            options.extend(["--arbiter", &etcd]);
+        }
         let start = |host: Host| {
             if let Some(memory) = memory {
                 let state = memory.join(host.name());
                 fs::create_dir(&state)?;
                 symlink(&state, lab.folder().join(host.name()))?;
             }
-            // Kept memory is written once the guest runs again; here it would only compete with the next move.
-            Agent::start_with(lab, host, binary, &["--kept-memory", "0"])
+            Agent::start_with(lab, host, binary, &options)
         };
         let agents = [start(Host::A)?, start(Host::B)?];
         let spec = small_guest(0, Vec::new())?;
