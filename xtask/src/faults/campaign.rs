@@ -21,7 +21,7 @@ use super::plan::{Fault, Plan, Side};
 use super::step::Journals;
 use super::world::{DATA, VM, World};
 
-const TICK_INTERVAL: Duration = Duration::from_millis(2);
+const TICK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What a run came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

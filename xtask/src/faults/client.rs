@@ -16,9 +16,9 @@ use crate::redis::Redis;
 /// Keys in Redis that are replaced over and over.
 const KEYS: u32 = 256;
 /// Between two values that are replaced: what the guest's processor is free of, others on this machine have.
-const VALUE_INTERVAL: Duration = Duration::from_millis(5);
+const VALUE_INTERVAL: Duration = Duration::from_millis(50);
 /// Between two records on the disk, so that its traffic stays small beside the migration's.
-const RECORD_INTERVAL: Duration = Duration::from_millis(20);
+const RECORD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Open connections to the guest, and what it acknowledged on them.
 pub(crate) struct Client {

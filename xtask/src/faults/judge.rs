@@ -17,7 +17,7 @@ use super::world::{VM, World};
 /// The longest that two agents may take to agree once nothing fails any more. A migration may wait for its peer meanwhile.
 const SETTLE_MAX: Duration = Duration::from_secs(240);
 /// An event wakes whoever waits; what happens without one is looked at this often.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// What an agent may have in its state folder.
 const STATE_FILES: [&str; 10] = [
@@ -63,44 +63,38 @@ pub(crate) fn settle(world: &World) -> Result<Place> {
     }
 }
 
-/// Where the guest is now, or why that isn't plain yet.
+/// Where the guest is now, or why that isn't plain yet. What the agents say is asked first: looking at processes is work.
 fn look(world: &World) -> Result<Result<Place, String>> {
     let mut found = Vec::new();
     for host in [Host::A, Host::B] {
         let vms = listed(world.agent(host))?;
-        let qemus = world
-            .lab
-            .processes(host)?
-            .into_iter()
-            .filter(|pid| is_called(*pid, QEMU))
-            .count();
-        let taps = world
-            .lab
-            .interfaces(host)?
-            .iter()
-            .filter(|name| name.starts_with("vmf"))
-            .count();
-        let running = vms.iter().filter(|vm| vm["state"] != "stopped").count();
-        if qemus != running || taps != running {
-            return Ok(Err(format!(
-                "{qemus} QEMUs and {taps} taps on {}: {vms:?}",
-                host.name()
-            )));
-        }
         found.extend(vms.into_iter().map(|vm| (host, vm)));
     }
-    let [(host, vm)] = &found[..] else {
+    let [(at, vm)] = &found[..] else {
         return Ok(Err(format!("{} VMs: {found:?}", found.len())));
     };
     let place = match vm["state"].as_str() {
-        Some("running") => Place::Running(*host),
-        Some("stopped") => Place::Ended(*host),
+        Some("running") => Place::Running(*at),
+        Some("stopped") => Place::Ended(*at),
         _ => return Ok(Err(vm.to_string())),
     };
     if !vm["migration"].is_null() {
         return Ok(Err(vm.to_string()));
     }
-    Ok(match leftovers(world, *host)? {
+    for host in [Host::A, Host::B] {
+        let processes = world.lab.processes(host)?;
+        let qemus = processes.into_iter().filter(|pid| is_called(*pid, QEMU)).count();
+        let interfaces = world.lab.interfaces(host)?;
+        let taps = interfaces.iter().filter(|name| name.starts_with("vmf")).count();
+        let running = usize::from(place == Place::Running(host));
+        if qemus != running || taps != running {
+            return Ok(Err(format!(
+                "{qemus} QEMUs and {taps} taps on {}: {found:?}",
+                host.name()
+            )));
+        }
+    }
+    Ok(match leftovers(world, *at)? {
         None => Ok(place),
         Some(leftovers) => Err(leftovers),
     })

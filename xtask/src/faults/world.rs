@@ -30,8 +30,8 @@ const MEMORY_LIMIT: &str = "320MiB";
 const STATE_DISK_MIB: u32 = 512;
 /// What the guest has in memory, bytes: some that stays, and some that it keeps writing anew, so many bytes a second. Of that
 /// the host that it comes back to has nothing.
-const FILLED_BYTES: u32 = 16 << 20;
-const DIRTY_BYTES: u32 = 12 << 20;
+const FILLED_BYTES: u32 = 8 << 20;
+const DIRTY_BYTES: u32 = 8 << 20;
 const DIRTY_BYTES_PER_S: u32 = 1 << 20;
 
 /// What a fault campaign runs on.

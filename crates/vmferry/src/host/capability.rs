@@ -5,6 +5,7 @@ use std::{
     process::Stdio, time::Duration,
 };
 
+use command_fds::{CommandFdExt, FdMapping};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncReadExt,
@@ -185,35 +186,66 @@ fn has_virtualization(cpuinfo: &str) -> bool {
     flags.any(|line| line.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
 }
 
-/// Runs a QEMU that lives for the length of `questions`. Its monitor is its standard input, so it needs no file.
+/// The descriptor of a QEMU that is asked questions by which it notices that nobody asks any more.
+const LIFELINE_FD: i32 = 3;
+
+/// A QEMU that is asked questions. It ends when it is dropped, and when this agent ends, however that comes about.
+struct Asked {
+    process: Child,
+    monitor: UnixStream,
+    /// QEMU waits for a migration on the other end: when this one is closed, that has failed, and it ends.
+    lifeline: StdUnixStream,
+}
+
+impl Asked {
+    /// Starts it. Its monitor is its standard input, so it needs no file.
+    fn start(binary: &Path, arguments: &[&str]) -> io::Result<Self> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let (lifeline, waits) = StdUnixStream::pair()?;
+        let mut command = std::process::Command::new(binary);
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-S"])
+            .args(["-chardev", "socket,id=qmp,fd=0", "-mon", "chardev=qmp,mode=control"])
+            .args(["-incoming", &format!("fd:{LIFELINE_FD}")])
+            .args(arguments)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let inherits = FdMapping {
+            parent_fd: waits.into(),
+            child_fd: LIFELINE_FD,
+        };
+        command.fd_mappings(vec![inherits]).map_err(io::Error::other)?;
+        Ok(Self {
+            process: Command::from(command).kill_on_drop(true).spawn()?,
+            monitor: UnixStream::from_std(ours)?,
+            lifeline,
+        })
+    }
+}
+
+/// Runs a QEMU that lives for the length of `questions`.
 async fn probe<T>(
     binary: &Path,
     arguments: &[&str],
     questions: impl AsyncFnOnce(&Qmp) -> vmferry_qmp::Result<T>,
 ) -> Result<T, ProbeError> {
-    let run_error = |source| ProbeError::Run {
+    let asked = Asked::start(binary, arguments).map_err(|source| ProbeError::Run {
         binary: binary.display().to_string(),
         source,
-    };
-    let (ours, theirs) = StdUnixStream::pair().map_err(run_error)?;
-    ours.set_nonblocking(true).map_err(run_error)?;
-    let stream = UnixStream::from_std(ours).map_err(run_error)?;
-    let mut child = Command::new(binary)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-S"])
-        .args(["-chardev", "socket,id=qmp,fd=0", "-mon", "chardev=qmp,mode=control"])
-        .args(arguments)
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(run_error)?;
-    let asked = tokio::time::timeout(PROBE_TIMEOUT, async { questions(&Qmp::over(stream).await?).await }).await;
+    })?;
+    let Asked {
+        mut process,
+        monitor,
+        lifeline: _lifeline,
+    } = asked;
+    let asked = tokio::time::timeout(PROBE_TIMEOUT, async { questions(&Qmp::over(monitor).await?).await }).await;
     let reason = match asked {
         Ok(Ok(answer)) => return Ok(answer),
         // It ended: what it printed says more.
         Ok(Err(vmferry_qmp::Error::Greeting { reason } | vmferry_qmp::Error::Closed { reason })) => {
-            words(&mut child).await.unwrap_or(reason)
+            words(&mut process).await.unwrap_or(reason)
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("it took longer than {} s", PROBE_TIMEOUT.as_secs()),
@@ -266,6 +298,23 @@ mod tests {
             .await
             .unwrap();
         assert!(!less.contains("sse4-1"));
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_is_asked_ends_with_who_asks() {
+        for arguments in [&["-machine", "none"][..], &["-machine", "pc-q35-7.2", "-m", "16"]] {
+            let asked = Asked::start(Path::new(QEMU), arguments).unwrap();
+            let Asked {
+                mut process,
+                monitor,
+                lifeline,
+            } = asked;
+            let qmp = Qmp::over(monitor).await.unwrap();
+            assert!(!qmp.query_machines().await.unwrap().is_empty());
+            // All that the end of an agent does: its monitor is not closed by QEMU's own choice, and nobody signals it.
+            drop(lifeline);
+            assert!(!process.wait().await.unwrap().success());
+        }
     }
 
     #[tokio::test]

@@ -163,7 +163,7 @@ async fn give_away(agent: &Arc<Agent>, handover: Handover, peer: &str) {
     );
     let running = qemu_of(agent, &handover.vm).await;
     agent.give_away(&handover.vm, peer);
-    if let Some(Err(error)) = end(&running).await {
+    if let Err(error) = end(agent, &handover.vm, &running).await {
         tracing::error!(vm = handover.vm, %error, "the copy that another host has can't be ended");
     }
     let fact = Fact::HandedOver { handover };
@@ -249,7 +249,7 @@ async fn commit(
             SourceEffect::Journal(fact) => Some(SourceEvent::Journaled(super::journal(agent, fact).await)),
             SourceEffect::EndQemu => {
                 agent.give_away(&handover.vm, peer);
-                if let Some(Err(error)) = end(&running).await {
+                if let Err(error) = end(agent, &handover.vm, &running).await {
                     tracing::error!(vm = handover.vm, %error, "the copy that was given away can't be ended");
                 }
                 None
@@ -274,9 +274,10 @@ async fn commit(
     }
 }
 
-async fn end(vm: &Option<Arc<RunningVm>>) -> Option<std::io::Result<()>> {
-    match vm {
-        Some(vm) => Some(vm.end().await.and_then(|()| vm.folder.remove())),
-        None => None,
+/// Ends the copy of that name here: its QEMU, if that still lives, and its files.
+async fn end(agent: &Agent, name: &str, vm: &Option<Arc<RunningVm>>) -> std::io::Result<()> {
+    if let Some(vm) = vm {
+        vm.end().await?;
     }
+    agent.folder(name).remove()
 }

@@ -85,9 +85,11 @@ pub(super) async fn resume_prepared(
     let mut driver = Driver::new(agent, handover, target, None);
     match vm {
         Some(vm) => driver.hold(vm),
-        None => driver.queue.push_back(TargetEvent::QemuGone(
-            "its QEMU ended while no agent watched it".to_owned(),
-        )),
+        None => {
+            driver.folder = Some(driver.agent.folder(&driver.handover.vm));
+            let why = "its QEMU ended while no agent watched it".to_owned();
+            driver.queue.push_back(TargetEvent::QemuGone(why));
+        }
     }
     driver.run(effects).await;
 }
@@ -137,6 +139,8 @@ struct Driver {
     /// Content that the source may refer pages to, by number.
     contents: Vec<Option<Arc<dyn Blocks>>>,
     vm: Option<Arc<RunningVm>>,
+    /// Its files, also when its QEMU has ended.
+    folder: Option<VmFolder>,
     stream: Option<Arc<lanes::Target>>,
     began: Instant,
     stopped_at: Option<Instant>,
@@ -165,6 +169,7 @@ impl Driver {
             admission: None,
             contents: Vec::new(),
             vm: None,
+            folder: None,
             stream: None,
             began: Instant::now(),
             stopped_at: None,
@@ -176,6 +181,7 @@ impl Driver {
     }
 
     fn hold(&mut self, vm: Arc<RunningVm>) {
+        self.folder = Some(vm.folder.clone());
         self.vm = Some(vm);
     }
 
@@ -667,13 +673,13 @@ impl Driver {
             self.keep_memory(&stream).await;
             stream.close();
         }
-        if let Some(vm) = self.vm.take() {
-            if let Err(error) = vm.process.kill().await {
-                tracing::error!(vm = self.handover.vm, %error, "the dropped copy's QEMU can't be ended");
-            }
-            if let Err(error) = vm.folder.remove() {
-                tracing::warn!(vm = self.handover.vm, %error, "the dropped copy's files");
-            }
+        if let Some(vm) = self.vm.take()
+            && let Err(error) = vm.process.kill().await
+        {
+            tracing::error!(vm = self.handover.vm, %error, "the dropped copy's QEMU can't be ended");
+        }
+        if let Some(Err(error)) = self.folder.take().map(|folder| folder.remove()) {
+            tracing::warn!(vm = self.handover.vm, %error, "the dropped copy's files");
         }
         super::offer::give_back(&self.agent, &self.handover, reason);
     }
