@@ -7,6 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
 use vmferry::agent::Settings;
+use vmferry::config::Document;
 use vmferry::vm::{
     Role, VmDefinition, VmFolder,
     command_line::arguments,
@@ -25,7 +26,8 @@ fuzz_target!(|data: &[u8]| {
         0 => definition(VmDefinition::from_toml(text)),
         1 => definition(VmDefinition::from_json(bytes)),
         _ => {
-            if let Ok(settings) = toml::from_str::<Settings>(text) {
+            let read = Document::parse(text, None).and_then(|document| document.read::<Settings>());
+            if let Ok(settings) = read {
                 settings.resolve().expect("there is a working directory");
             }
         }

@@ -33,6 +33,7 @@ use std::{
 
 use anyhow::Context;
 pub use error::AgentError;
+use sd_notify::NotifyState;
 pub use settings::{ArbiterSettings, Config, Settings, default_socket, default_state_dir};
 use tokio::{
     net::TcpListener,
@@ -201,6 +202,10 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         agent.listen,
         agent.config.socket.display()
     );
+    // And systemd, where that started it.
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd is not told that the agent serves");
+    }
     let stop = agent.clone();
     let signalled = async move {
         tokio::select! {

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     api::types::PORT_DEFAULT,
+    config::Document,
     policy::{Policy, PolicySettings},
     vm::{ByteSize, UserRange},
 };
@@ -184,8 +185,8 @@ impl Settings {
     pub fn or_from_file(self, file: Option<&Path>) -> Result<Settings, String> {
         let Some(path) = file else { return Ok(self) };
         let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-        let file: Settings = toml::from_str(&text).map_err(|e| format!("{}:\n{e}", path.display()))?;
-        Ok(self.or(file))
+        let file = Document::parse(&text, Some(path)).and_then(|document| document.read());
+        Ok(self.or(file.map_err(|mistake| mistake.to_string())?))
     }
 
     fn or(self, other: Settings) -> Settings {
@@ -279,6 +280,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Places;
 
     #[test]
     fn flags_win_over_the_file() {
@@ -298,7 +300,11 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "name = \"b\"\nlistne = \"0.0.0.0:1\"\n").unwrap();
         let error = Settings::default().or_from_file(Some(file.path())).unwrap_err();
-        assert!(error.contains("line 2") && error.contains("listne"), "{error}");
+        let place = format!("{}:2:1: ", file.path().display());
+        assert!(
+            error.starts_with(&place) && error.contains("did you mean \"listen\"?"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -310,7 +316,117 @@ mod tests {
         )
         .unwrap();
         let error = Settings::default().or_from_file(Some(file.path())).unwrap_err();
-        assert!(error.contains("line 4"), "{error}");
+        assert!(error.contains(":4:11: expected a whole number"), "{error}");
+    }
+
+    /// What the package installs, with all that is commented out in force.
+    fn sample() -> String {
+        let sample = include_str!("../../../../packaging/agent.toml");
+        let is_key = |text: &&str| text.starts_with(|c: char| c.is_ascii_lowercase()) && text.contains(" = ");
+        let lines = sample.lines();
+        lines
+            .map(|line| line.strip_prefix('#').filter(is_key).unwrap_or(line).to_owned() + "\n")
+            .collect()
+    }
+
+    #[test]
+    fn the_sample_has_every_key() {
+        let text = sample();
+        let read: Settings = Document::parse(&text, None).unwrap().read().unwrap();
+        let Settings {
+            listen,
+            state_dir,
+            socket,
+            name,
+            qemu,
+            memory_limit,
+            memory_headroom,
+            images,
+            index_bandwidth,
+            index_space,
+            index_memory,
+            kept_memory,
+            kept_memory_key,
+            api_listen,
+            insecure_plaintext: _,
+            qemu_users,
+            policy,
+            arbiter,
+            arbiter_prefix,
+            arbiter_ca,
+            arbiter_cert,
+            arbiter_key,
+        } = read;
+        let PolicySettings {
+            version,
+            senders,
+            disk_directories,
+            disk_uris,
+            serial_directories,
+            bridges,
+            taps,
+            memory_max,
+            vms_max,
+            qemu_arguments,
+        } = policy.unwrap();
+        let paths = [
+            state_dir,
+            socket,
+            qemu,
+            kept_memory_key,
+            arbiter_ca,
+            arbiter_cert,
+            arbiter_key,
+        ];
+        assert!(paths.iter().all(Option::is_some) && !images.is_empty());
+        let sizes = [
+            memory_limit,
+            memory_headroom,
+            index_bandwidth,
+            index_space,
+            index_memory,
+            kept_memory,
+            memory_max,
+        ];
+        assert!(sizes.iter().all(Option::is_some));
+        assert!([name, arbiter, arbiter_prefix].iter().all(Option::is_some));
+        assert!([senders, bridges, taps].iter().all(Option::is_some));
+        assert!([disk_directories, serial_directories].iter().all(Option::is_some));
+        assert!(listen.is_some() && api_listen.is_some() && qemu_users.is_some() && version.is_some());
+        assert!(disk_uris.is_some() && vms_max.is_some() && qemu_arguments.is_some());
+    }
+
+    #[test]
+    fn what_the_sample_calls_defaults_are_the_defaults() {
+        let text = sample();
+        let read: Settings = Document::parse(&text, None).unwrap().read().unwrap();
+        let (shown, default) = (read.resolve().unwrap(), Settings::default().resolve().unwrap());
+        let defaults = Config {
+            name: default.name.clone(),
+            memory_limit: default.memory_limit,
+            images: default.images.clone(),
+            api_listen: default.api_listen,
+            policy: Policy {
+                disks: Places {
+                    directories: shown.policy.disks.directories.clone(),
+                    ..default.policy.disks.clone()
+                },
+                ..default.policy.clone()
+            },
+            arbiter: None,
+            ..shown.clone()
+        };
+        assert_eq!(defaults, default);
+        assert_eq!(shown.arbiter.unwrap().prefix, "/vmferry");
+        let as_installed: Settings = Document::parse(include_str!("../../../../packaging/agent.toml"), None)
+            .unwrap()
+            .read()
+            .unwrap();
+        assert_eq!(
+            as_installed.resolve().unwrap(),
+            default,
+            "nothing is set before somebody sets it"
+        );
     }
 
     #[test]

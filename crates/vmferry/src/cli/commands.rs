@@ -19,8 +19,7 @@ use crate::{
 
 /// `vmferry run`: the definition is read and checked here, so that its problems come with their lines.
 pub async fn run(client: &Client, json: bool, definition: &Path) -> Result<Exit, Failure> {
-    let definition = VmDefinition::from_toml_file(definition)
-        .map_err(|error| Failure::Usage(format!("{}:\n{error}", definition.display())))?;
+    let definition = VmDefinition::from_toml_file(definition).map_err(|error| Failure::Usage(error.to_string()))?;
     let vm: VmView = client.post("/v1/vms", &definition).await?;
     let text = |vm: &VmView| format!("{} {} as process {}", vm.name, vm.state, pid(vm));
     print(json, &vm, text)?;

@@ -1,10 +1,11 @@
-//! The command line. Except for `agent` and `pki`, every command is a client of the agent's API.
+//! The command line. Except for `agent`, `pki` and `doctor`, every command is a client of the agent's API.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`commands`] | what each short command does |
 //! | [`migrate`] | `vmferry migrate`: the request, the live view, Ctrl-C |
 //! | [`resolve`] | `vmferry resolve`: what is known, what must be true, the decision |
+//! | [`doctor`] | `vmferry doctor`: what would stop or slow a migration |
 //! | [`progress`], [`report`], [`table`] | what people see of a migration |
 //! | [`pki`] | `vmferry pki` |
 //! | [`client`] | HTTP over the agent's unix socket, or over TLS |
@@ -14,6 +15,7 @@
 
 pub mod client;
 pub mod commands;
+pub mod doctor;
 pub mod exit;
 pub mod migrate;
 pub mod output;
@@ -69,6 +71,11 @@ pub enum Command {
         #[arg(value_name = "FILE.toml")]
         definition: PathBuf,
     },
+    /// Say what on this host would stop or slow a migration, and what to do about it.
+    ///
+    /// Each check prints a line: ok, warning, or problem, and what to do. Exits with 1 where there is a problem. Run it as root,
+    /// with the settings of the agent: those of /etc/vmferry/agent.toml where there is one and nothing else is said.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Print what this host is, and what of its QEMUs' confinement it can't do.
     Host,
     /// List this host's VMs.
@@ -121,6 +128,17 @@ pub struct AgentArgs {
     settings: Settings,
 }
 
+impl AgentArgs {
+    /// What the flags say, and what they leave open from the file.
+    fn settings(self, socket: Option<PathBuf>) -> Result<Settings, Failure> {
+        let flags = Settings {
+            socket,
+            ..self.settings
+        };
+        flags.or_from_file(self.config.as_deref()).map_err(Failure::Usage)
+    }
+}
+
 /// Carries out a command line and gives the exit code; failures are said on standard error.
 pub async fn run(cli: Cli) -> Exit {
     let json = cli.json;
@@ -151,16 +169,14 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         json,
         command,
     } = cli;
+    let is_remote = remote.is_some();
     let client = |socket: Option<PathBuf>| match remote {
         Some(address) => Client::remote(&address, &credentials.unwrap_or_else(agent::default_state_dir)),
         None => Ok(Client::new(socket.unwrap_or_else(agent::default_socket))),
     };
     match command {
         Command::Agent(args) => {
-            let AgentArgs { config, mut settings } = *args;
-            settings.socket = socket;
-            let settings = settings.or_from_file(config.as_deref()).map_err(Failure::Usage)?;
-            agent::serve(settings).await.map_err(Failure::Start)?;
+            agent::serve(args.settings(socket)?).await.map_err(Failure::Start)?;
             Ok(Exit::Ok)
         }
         Command::Pki(args) => match tokio::task::spawn_blocking(move || pki::pki(json, args)).await {
@@ -168,6 +184,10 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             Err(panic) => Err(Failure::Pki(panic.into())),
         },
         Command::Run { definition } => commands::run(&client(socket)?, json, &definition).await,
+        Command::Doctor(_) if is_remote => Err(Failure::Usage(
+            "vmferry doctor looks at the host that it runs on: run it there, without --host".to_owned(),
+        )),
+        Command::Doctor(args) => doctor::doctor(json, *args, socket).await,
         Command::Host => commands::host(&client(socket)?, json).await,
         Command::Ps => commands::ps(&client(socket)?, json).await,
         Command::Index { wait } => commands::index(&client(socket)?, json, wait).await,
@@ -210,6 +230,7 @@ mod tests {
             "vmferry agent --image /a.img --image b.qcow2 --index-bandwidth 10MiB --index-space 1GiB --index-memory 64MiB",
             "vmferry agent --qemu-users 200000-200999",
             "vmferry host",
+            "vmferry doctor --peer host-b --config /etc/vmferry/agent.toml --state-dir /d",
             "vmferry index --wait",
             "vmferry run web.toml",
             "vmferry cancel web",

@@ -13,7 +13,7 @@ use tokio::{
     process::{Child, Command},
 };
 use utoipa::ToSchema;
-use vmferry_qmp::Qmp;
+use vmferry_qmp::{Capability, Qmp};
 
 use crate::vm::{
     confine::SANDBOX,
@@ -115,6 +115,18 @@ async fn probe_qemu_with(binary: &Path, arguments: &[&str]) -> Result<QemuFacts,
             machines: machines.into_iter().map(|machine| machine.name).collect(),
             sandbox: false,
         })
+    })
+    .await
+}
+
+/// Asks `binary` which migration capabilities it has.
+///
+/// # Errors
+/// [`ProbeError`].
+pub async fn probe_capabilities(binary: &Path) -> Result<Vec<Capability>, ProbeError> {
+    probe(binary, &["-machine", "none"], async |qmp| {
+        let capabilities = qmp.query_migrate_capabilities().await?;
+        Ok(capabilities.into_iter().map(|(capability, _)| capability).collect())
     })
     .await
 }

@@ -132,6 +132,19 @@ pub fn tell_revocations(folder: &Folder, host: &str, address: &str) -> Result<()
     }
 }
 
+/// Says which host's agent is at `address`, once each of both believes the other: whoever connects learns that only by an answer.
+///
+/// # Errors
+/// Why there is none.
+pub fn greet(folder: &Folder, address: &str) -> Result<String> {
+    let link = reach(folder, address)?;
+    let host = link.host().context("it shows no certificate")?.to_owned();
+    match ask(link, &Question::Revocations)? {
+        Answer::Revocations { .. } => Ok(host),
+        _ => bail!("{host} answers something else than what is revoked"),
+    }
+}
+
 /// Takes a list of revocations for this host's own, if the authority signed it and it is a newer one; says whether it
 /// was.
 pub(super) fn take_revocations(folder: &Folder, list: &str) -> Result<bool> {
@@ -176,10 +189,14 @@ fn to_authority(folder: &Folder) -> Result<Link> {
     connect(folder, &authority_host, &authority_address)
 }
 
-fn connect(folder: &Folder, host: &str, address: &str) -> Result<Link> {
+fn reach(folder: &Folder, address: &str) -> Result<Link> {
     let security = Security::Tls(Arc::new(Tls::new(folder.credentials()?)?));
-    let link = transport::connect(resolve(address)?, Limits::default(), &security, Purpose::Certificates)
-        .map_err(|error| unreached(address, &error))?;
+    transport::connect(resolve(address)?, Limits::default(), &security, Purpose::Certificates)
+        .map_err(|error| unreached(address, &error))
+}
+
+fn connect(folder: &Folder, host: &str, address: &str) -> Result<Link> {
+    let link = reach(folder, address)?;
     match link.host() {
         Some(there) if there == host => Ok(link),
         there => bail!("{address} is {}, and not {host}", there.unwrap_or("unknown")),

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 use vmferry_content::NbdUri;
 
-use super::size::ByteSize;
+use super::{size::ByteSize, validate::Problem};
+use crate::config::{Document, Mistake};
 
 /// A virtual machine: all that decides what its guest sees, and what of its host it uses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -300,9 +301,9 @@ pub enum DefinitionError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// Not TOML, or a field is missing, unknown or of the wrong kind; the message shows the line.
-    #[error("{}", .0.to_string().trim_end())]
-    Toml(#[from] toml::de::Error),
+    /// Not TOML, of a later version, or a field is missing, unknown or of the wrong kind; the message shows the line.
+    #[error(transparent)]
+    Toml(#[from] Mistake),
     /// The same, for JSON.
     #[error("not a VM definition: {0}")]
     Json(#[from] serde_json::Error),
@@ -331,7 +332,7 @@ impl VmDefinition {
             path: path.to_owned(),
             source,
         })?;
-        Self::from_toml(&text)
+        Self::read(&text, Some(path))
     }
 
     /// Reads and validates TOML.
@@ -339,7 +340,18 @@ impl VmDefinition {
     /// # Errors
     /// As [`VmDefinition::from_toml_file`].
     pub fn from_toml(text: &str) -> Result<Self, DefinitionError> {
-        toml::from_str::<Self>(text)?.validated()
+        Self::read(text, None)
+    }
+
+    fn read(text: &str, file: Option<&Path>) -> Result<Self, DefinitionError> {
+        let document = Document::parse(text, file)?;
+        let definition: Self = document.read()?;
+        let problems = super::validate::problems(&definition);
+        if problems.is_empty() {
+            return Ok(definition);
+        }
+        let shown = |problem: Problem| document.mistake(problem.key, problem.item, problem.what).to_string();
+        Err(DefinitionError::Invalid(problems.into_iter().map(shown).collect()))
     }
 
     /// Reads and validates JSON.
@@ -359,7 +371,9 @@ impl VmDefinition {
         if problems.is_empty() {
             Ok(self)
         } else {
-            Err(DefinitionError::Invalid(problems))
+            Err(DefinitionError::Invalid(
+                problems.into_iter().map(|problem| problem.what).collect(),
+            ))
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a definition must hold besides well-formed fields. Every problem is found in one go.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, fmt::Display};
 
 use vmferry_core::limits::GUEST_BYTES_MAX;
 
@@ -20,34 +20,70 @@ pub(super) const PCI_DEVICES_MAX: usize = 24;
 const MEMORY_STEP: u64 = 1 << 20;
 /// Most vCPUs that a definition may ask for; the machine type may allow fewer.
 const VCPUS_MAX: u32 = 4096;
+/// QEMU is given these as arguments, which end with one.
+const ZERO_BYTE: &str = "it cannot contain a zero byte";
 
-/// All that is wrong with `definition`, each problem a sentence that begins with the field.
-pub(super) fn problems(definition: &VmDefinition) -> Vec<String> {
-    let mut problems = Vec::new();
+/// Something that is wrong, and in which field.
+#[derive(Debug)]
+pub(super) struct Problem {
+    /// The field, such as `memory.size`.
+    pub(super) key: &'static str,
+    /// Of which disk or NIC, counted from 0.
+    pub(super) item: Option<usize>,
+    /// A sentence that begins with the field, or the disk or NIC.
+    pub(super) what: String,
+}
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: &'static str, what: impl Display) {
+        let what = format!("{key}: {what}");
+        self.0.push(Problem { key, item: None, what });
+    }
+
+    /// Of a disk or NIC, which the sentence names.
+    fn add_to_item(&mut self, key: &'static str, item: usize, what: String) {
+        let item = Some(item);
+        self.0.push(Problem { key, item, what });
+    }
+}
+
+/// All that is wrong with `definition`.
+pub(super) fn problems(definition: &VmDefinition) -> Vec<Problem> {
+    let mut problems = Problems::default();
     name(definition, &mut problems);
     machine(definition, &mut problems);
     memory(definition, &mut problems);
     numa(definition, &mut problems);
     devices(definition, &mut problems);
     boot(definition, &mut problems);
-    problems
+    problems.0
 }
 
-fn name(definition: &VmDefinition, problems: &mut Vec<String>) {
+fn name(definition: &VmDefinition, problems: &mut Problems) {
     if !is_name(&definition.name, NAME_BYTES_MAX) {
-        problems.push(format!(
-            "name: {:?} is not a name; {} at most {NAME_BYTES_MAX}",
-            definition.name, NAME_RULE
-        ));
+        problems.add(
+            "name",
+            format!(
+                "{:?} is not a name; {} at most {NAME_BYTES_MAX}",
+                definition.name, NAME_RULE
+            ),
+        );
     }
     if let Some(uuid) = &definition.uuid
         && parse_uuid(uuid).is_none()
     {
-        problems.push(format!("uuid: {uuid:?} is not a UUID; leave it out to have one drawn"));
+        problems.add(
+            "uuid",
+            format!("{uuid:?} is not a UUID; leave it out to have one drawn"),
+        );
     }
 }
 
-fn machine(definition: &VmDefinition, problems: &mut Vec<String>) {
+fn machine(definition: &VmDefinition, problems: &mut Problems) {
     let machine = &definition.machine;
     let version = ["pc-q35-", "pc-i440fx-"]
         .iter()
@@ -58,51 +94,60 @@ fn machine(definition: &VmDefinition, problems: &mut Vec<String>) {
         _ => None,
     };
     if let Some(pinned) = pinned {
-        problems.push(format!(
-            "machine: {machine:?} means another machine in every QEMU; pin a version, such as {pinned:?} \
+        problems.add(
+            "machine",
+            format!(
+                "{machine:?} means another machine in every QEMU; pin a version, such as {pinned:?} \
              (`qemu-system-x86_64 -machine help` shows what {machine} stands for)"
-        ));
+            ),
+        );
     } else if !version.is_some_and(is_machine_version) {
-        problems.push(format!(
-            "machine: {machine:?} is not a versioned PC; write pc-q35-VERSION or pc-i440fx-VERSION, such as \"pc-q35-10.0\""
-        ));
+        problems.add(
+            "machine",
+            format!(
+                "{machine:?} is not a versioned PC; write pc-q35-VERSION or pc-i440fx-VERSION, such as \"pc-q35-10.0\""
+            ),
+        );
     }
     if definition.cpu.is_empty() || !definition.cpu.bytes().all(|byte| byte.is_ascii_graphic()) {
-        problems.push("cpu: name a model that every host has, as in QEMU's -cpu".to_owned());
+        problems.add("cpu", "name a model that every host has, as in QEMU's -cpu");
     }
     if !(1..=VCPUS_MAX).contains(&definition.vcpus) {
-        problems.push(format!("vcpus: {} is not between 1 and {VCPUS_MAX}", definition.vcpus));
-    }
-}
-
-fn memory(definition: &VmDefinition, problems: &mut Vec<String>) {
-    let memory = &definition.memory;
-    let bytes = memory.size.0;
-    if bytes == 0 || !bytes.is_multiple_of(MEMORY_STEP) || bytes > GUEST_BYTES_MAX {
-        problems.push(format!(
-            "memory.size: {} is not a positive whole number of MiB up to 64TiB",
-            memory.size
-        ));
-    }
-    match (memory.backend, &memory.path) {
-        (MemoryBackend::File, Some(path)) if !path.is_absolute() => {
-            problems.push(format!("memory.path: {} is relative", path.display()));
-        }
-        (MemoryBackend::File, None) => problems.push("memory.path: backend \"file\" needs a path".to_owned()),
-        (MemoryBackend::Ram | MemoryBackend::Memfd, Some(_)) => {
-            problems.push("memory.path: only backend \"file\" has a path".to_owned());
-        }
-        _ => {}
-    }
-    if memory.hugepages && memory.backend != MemoryBackend::Memfd {
-        problems.push(
-            "memory.hugepages: only backend \"memfd\" takes it; for \"file\", let the path be on a hugetlbfs"
-                .to_owned(),
+        problems.add(
+            "vcpus",
+            format!("{} is not between 1 and {VCPUS_MAX}", definition.vcpus),
         );
     }
 }
 
-fn numa(definition: &VmDefinition, problems: &mut Vec<String>) {
+fn memory(definition: &VmDefinition, problems: &mut Problems) {
+    let memory = &definition.memory;
+    let bytes = memory.size.0;
+    if bytes == 0 || !bytes.is_multiple_of(MEMORY_STEP) || bytes > GUEST_BYTES_MAX {
+        problems.add(
+            "memory.size",
+            format!("{} is not a positive whole number of MiB up to 64TiB", memory.size),
+        );
+    }
+    match (memory.backend, &memory.path) {
+        (MemoryBackend::File, Some(path)) if !path.is_absolute() => {
+            problems.add("memory.path", format!("{} is relative", path.display()));
+        }
+        (MemoryBackend::File, None) => problems.add("memory.path", "backend \"file\" needs a path"),
+        (MemoryBackend::Ram | MemoryBackend::Memfd, Some(_)) => {
+            problems.add("memory.path", "only backend \"file\" has a path");
+        }
+        _ => {}
+    }
+    if memory.hugepages && memory.backend != MemoryBackend::Memfd {
+        problems.add(
+            "memory.hugepages",
+            "only backend \"memfd\" takes it; for \"file\", let the path be on a hugetlbfs",
+        );
+    }
+}
+
+fn numa(definition: &VmDefinition, problems: &mut Problems) {
     if definition.numa.is_empty() {
         return;
     }
@@ -111,17 +156,17 @@ fn numa(definition: &VmDefinition, problems: &mut Vec<String>) {
         .iter()
         .try_fold(0u64, |sum, node| sum.checked_add(node.memory.0));
     if node_bytes != Some(definition.memory.size.0) {
-        problems.push(format!(
-            "numa: the nodes' memory does not add up to {}",
-            definition.memory.size
-        ));
+        problems.add(
+            "numa",
+            format!("the nodes' memory does not add up to {}", definition.memory.size),
+        );
     }
     if definition
         .numa
         .iter()
         .any(|node| node.memory.0 == 0 || !node.memory.0.is_multiple_of(MEMORY_STEP))
     {
-        problems.push("numa: every node needs a positive whole number of MiB".to_owned());
+        problems.add("numa", "every node needs a positive whole number of MiB");
     }
     let mut vcpus: Vec<u32> = definition
         .numa
@@ -130,118 +175,144 @@ fn numa(definition: &VmDefinition, problems: &mut Vec<String>) {
         .collect();
     vcpus.sort_unstable();
     if vcpus.len() != definition.vcpus as usize || !vcpus.iter().copied().eq(0..definition.vcpus) {
-        problems.push(format!(
-            "numa: each vCPU from 0 to {} must be in exactly one node",
-            definition.vcpus.saturating_sub(1)
-        ));
-    }
-}
-
-fn devices(definition: &VmDefinition, problems: &mut Vec<String>) {
-    if definition.disk.len() + definition.nic.len() > PCI_DEVICES_MAX {
-        problems.push(format!("disk, nic: at most {PCI_DEVICES_MAX} together have a PCI slot"));
-    }
-    let mut ids = BTreeSet::new();
-    let all_ids = definition
-        .disk
-        .iter()
-        .map(|disk| &disk.id)
-        .chain(definition.nic.iter().map(|nic| &nic.id));
-    for id in all_ids {
-        if !is_name(id, ID_BYTES_MAX) {
-            problems.push(format!("id: {id:?} is not an id; {NAME_RULE} at most {ID_BYTES_MAX}"));
-        }
-        if !ids.insert(id) {
-            problems.push(format!("id: {id:?} is used twice; disks and NICs share their ids"));
-        }
-    }
-    definition.disk.iter().for_each(|disk| check_disk(disk, problems));
-    definition.nic.iter().for_each(|nic| check_nic(nic, problems));
-    let mut macs = BTreeSet::new();
-    for mac in definition.nic.iter().filter_map(|nic| nic.mac.as_ref()) {
-        if !macs.insert(mac.to_ascii_lowercase()) {
-            problems.push(format!("nic.mac: {mac} is used twice"));
-        }
-    }
-    if definition.free_page_hint && !definition.balloon {
-        problems.push("free_page_hint: it is the balloon that gives hints; set balloon = true as well".to_owned());
-    }
-}
-
-fn check_disk(disk: &Disk, problems: &mut Vec<String>) {
-    let id = &disk.id;
-    match (&disk.path, &disk.nbd) {
-        (Some(path), None) if !path.is_absolute() => {
-            problems.push(format!(
-                "disk {id:?}: path {} is relative; hosts share only absolute paths",
-                path.display()
-            ));
-        }
-        (Some(_), None) | (None, Some(_)) => {}
-        (None, None) => problems.push(format!("disk {id:?}: give it a path or an nbd URI")),
-        (Some(_), Some(_)) => problems.push(format!("disk {id:?}: it has a path and an nbd URI; keep one")),
-    }
-}
-
-fn check_nic(nic: &Nic, problems: &mut Vec<String>) {
-    let id = &nic.id;
-    match (&nic.bridge, &nic.tap) {
-        (Some(interface), None) | (None, Some(interface)) => {
-            if !is_name(interface, INTERFACE_BYTES_MAX) {
-                problems.push(format!(
-                    "nic {id:?}: {interface:?} is not an interface's name (at most {INTERFACE_BYTES_MAX} bytes)"
-                ));
-            }
-        }
-        (None, None) => problems.push(format!("nic {id:?}: give it a bridge or a tap")),
-        (Some(_), Some(_)) => problems.push(format!("nic {id:?}: it has a bridge and a tap; keep one")),
-    }
-    if let Some(mac) = &nic.mac {
-        match parse_mac(mac) {
-            None => problems.push(format!(
-                "nic {id:?}: {mac:?} is not a MAC address such as 52:54:00:12:34:56"
-            )),
-            Some([first, ..]) if first & 1 != 0 => {
-                problems.push(format!(
-                    "nic {id:?}: {mac} is a group address; the second digit must be even"
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-}
-
-fn boot(definition: &VmDefinition, problems: &mut Vec<String>) {
-    for (field, path) in [("kernel", &definition.kernel), ("initrd", &definition.initrd)] {
-        if let Some(path) = path
-            && !path.is_absolute()
-        {
-            problems.push(format!(
-                "{field}: {} is relative; hosts share only absolute paths",
-                path.display()
-            ));
-        }
-    }
-    if definition.kernel.is_none() && (definition.initrd.is_some() || definition.append.is_some()) {
-        problems.push("kernel: initrd and append belong to a kernel".to_owned());
-    }
-    let serial = definition.serial.as_ref().map(|serial| match serial {
-        Serial::File(path) | Serial::Socket(path) => Some(path),
-        Serial::Pty => None,
-    });
-    let paths = [&definition.kernel, &definition.initrd, &definition.memory.path];
-    let paths = paths.into_iter().flatten().chain(serial.flatten());
-    let mut texts = definition.extra_args.iter().chain(&definition.append);
-    if texts.any(|text| text.contains('\0')) || paths.into_iter().any(|path| has_zero_byte(path)) {
-        problems.push(
-            "kernel, initrd, append, memory.path, serial, extra_args: an argument cannot contain a zero byte"
-                .to_owned(),
+        problems.add(
+            "numa",
+            format!(
+                "each vCPU from 0 to {} must be in exactly one node",
+                definition.vcpus.saturating_sub(1)
+            ),
         );
     }
 }
 
-fn has_zero_byte(path: &Path) -> bool {
-    path.as_os_str().as_encoded_bytes().contains(&0)
+fn devices(definition: &VmDefinition, problems: &mut Problems) {
+    if definition.disk.len() + definition.nic.len() > PCI_DEVICES_MAX {
+        problems.add(
+            "disk",
+            format!("it and nic have at most {PCI_DEVICES_MAX} PCI slots together"),
+        );
+    }
+    let mut ids = BTreeSet::new();
+    let disks = definition.disk.iter().map(|disk| ("disk.id", &disk.id)).enumerate();
+    let nics = definition.nic.iter().map(|nic| ("nic.id", &nic.id)).enumerate();
+    for (item, (key, id)) in disks.chain(nics) {
+        if !is_name(id, ID_BYTES_MAX) {
+            let what = format!("id: {id:?} is not an id; {NAME_RULE} at most {ID_BYTES_MAX}");
+            problems.add_to_item(key, item, what);
+        }
+        if !ids.insert(id) {
+            let what = format!("id: {id:?} is used twice; disks and NICs share their ids");
+            problems.add_to_item(key, item, what);
+        }
+    }
+    for (item, disk) in definition.disk.iter().enumerate() {
+        check_disk(item, disk, problems);
+    }
+    let mut macs = BTreeSet::new();
+    for (item, nic) in definition.nic.iter().enumerate() {
+        check_nic(item, nic, problems);
+        if let Some(mac) = &nic.mac
+            && !macs.insert(mac.to_ascii_lowercase())
+        {
+            problems.add_to_item("nic.mac", item, format!("nic.mac: {mac} is used twice"));
+        }
+    }
+    if definition.free_page_hint && !definition.balloon {
+        problems.add(
+            "free_page_hint",
+            "it is the balloon that gives hints; set balloon = true as well",
+        );
+    }
+}
+
+fn check_disk(item: usize, disk: &Disk, problems: &mut Problems) {
+    let id = &disk.id;
+    let (key, what) = match (&disk.path, &disk.nbd) {
+        (Some(path), None) if !path.is_absolute() => {
+            let path = path.display();
+            let what = format!("path {path} is relative; hosts share only absolute paths");
+            ("disk.path", what)
+        }
+        (Some(_), None) | (None, Some(_)) => return,
+        (None, None) => ("disk", "give it a path or an nbd URI".to_owned()),
+        (Some(_), Some(_)) => ("disk.nbd", "it has a path and an nbd URI; keep one".to_owned()),
+    };
+    problems.add_to_item(key, item, format!("disk {id:?}: {what}"));
+}
+
+fn check_nic(item: usize, nic: &Nic, problems: &mut Problems) {
+    let id = &nic.id;
+    let mut add = |key, what: String| problems.add_to_item(key, item, format!("nic {id:?}: {what}"));
+    let interface = match (&nic.bridge, &nic.tap) {
+        (Some(bridge), None) => Some(("nic.bridge", bridge)),
+        (None, Some(tap)) => Some(("nic.tap", tap)),
+        (None, None) => {
+            add("nic", "give it a bridge or a tap".to_owned());
+            None
+        }
+        (Some(_), Some(_)) => {
+            add("nic.tap", "it has a bridge and a tap; keep one".to_owned());
+            None
+        }
+    };
+    if let Some((key, interface)) = interface.filter(|(_, interface)| !is_name(interface, INTERFACE_BYTES_MAX)) {
+        let what = format!("{interface:?} is not an interface's name (at most {INTERFACE_BYTES_MAX} bytes)");
+        add(key, what);
+    }
+    let Some(mac) = &nic.mac else { return };
+    match parse_mac(mac) {
+        None => add(
+            "nic.mac",
+            format!("{mac:?} is not a MAC address such as 52:54:00:12:34:56"),
+        ),
+        Some([first, ..]) if first & 1 != 0 => {
+            add(
+                "nic.mac",
+                format!("{mac} is a group address; the second digit must be even"),
+            );
+        }
+        Some(_) => {}
+    }
+}
+
+fn boot(definition: &VmDefinition, problems: &mut Problems) {
+    for (field, path) in [("kernel", &definition.kernel), ("initrd", &definition.initrd)] {
+        if let Some(path) = path
+            && !path.is_absolute()
+        {
+            problems.add(
+                field,
+                format!("{} is relative; hosts share only absolute paths", path.display()),
+            );
+        }
+    }
+    if definition.kernel.is_none() && (definition.initrd.is_some() || definition.append.is_some()) {
+        problems.add("kernel", "initrd and append belong to a kernel");
+    }
+    let serial = definition.serial.as_ref().and_then(|serial| match serial {
+        Serial::File(path) | Serial::Socket(path) => Some(path),
+        Serial::Pty => None,
+    });
+    let paths = [
+        ("kernel", definition.kernel.as_ref()),
+        ("initrd", definition.initrd.as_ref()),
+        ("memory.path", definition.memory.path.as_ref()),
+        ("serial", serial),
+    ];
+    for (field, path) in paths {
+        if path.is_some_and(|path| path.as_os_str().as_encoded_bytes().contains(&0)) {
+            problems.add(field, ZERO_BYTE);
+        }
+    }
+    let texts = [
+        ("append", definition.append.as_slice()),
+        ("extra_args", &definition.extra_args),
+    ];
+    for (field, texts) in texts {
+        if texts.iter().any(|text| text.contains('\0')) {
+            problems.add(field, ZERO_BYTE);
+        }
+    }
 }
 
 /// See [`NAME_RULE`]. It keeps out everything that QEMU's option parser or a path would take for syntax.

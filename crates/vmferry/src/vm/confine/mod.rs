@@ -17,6 +17,7 @@ use std::{
 
 pub use cgroup::{CgroupParent, VmCgroup};
 pub use user::{UserRange, VmUser};
+pub(crate) use user::{field, group_for_kvm};
 
 /// What QEMU's own filter forbids: becoming somebody else, running programs, and its share of the processors; and system calls
 /// that nobody uses any more.

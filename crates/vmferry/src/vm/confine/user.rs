@@ -63,6 +63,11 @@ impl<'de> Deserialize<'de> for UserRange {
 }
 
 impl UserRange {
+    /// Whether some of `count` numbers from `first` on are in it.
+    pub fn overlaps(self, first: u64, count: u64) -> bool {
+        count > 0 && first <= u64::from(self.last) && u64::from(self.first) < first.saturating_add(count)
+    }
+
     /// The user for a VM: the same on every host with this range, unless one that is `taken` has it, and then the next.
     pub(super) fn for_vm(self, name: &str, taken: &BTreeSet<u32>) -> Option<u32> {
         let count = u64::from(self.last - self.first) + 1;
@@ -137,7 +142,7 @@ pub(super) fn users_of_processes() -> io::Result<BTreeSet<u32>> {
 ///
 /// # Errors
 /// Only root may.
-pub(super) fn group_for_kvm(device: &Path) -> io::Result<Option<u32>> {
+pub(crate) fn group_for_kvm(device: &Path) -> io::Result<Option<u32>> {
     let found = fs::metadata(device)?;
     match (found.mode() & 0o060, found.mode() & 0o006) {
         (_, 0o006) => Ok(None),
@@ -149,7 +154,8 @@ pub(super) fn group_for_kvm(device: &Path) -> io::Result<Option<u32>> {
     }
 }
 
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+/// The value of a field of `/proc/PID/status`, by its name with the colon.
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
@@ -183,6 +189,13 @@ mod tests {
             assert!(text.parse::<UserRange>().is_err(), "{text}");
         }
         assert_eq!("5-5".parse::<UserRange>().unwrap().to_string(), "5-5");
+    }
+
+    #[test]
+    fn ranges_overlap_by_a_single_number() {
+        let range: UserRange = "10-19".parse().unwrap();
+        assert!(range.overlaps(19, 1) && range.overlaps(0, 11) && range.overlaps(12, u64::MAX));
+        assert!(!range.overlaps(20, 5) && !range.overlaps(0, 10) && !range.overlaps(15, 0));
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn a_wrong_field_is_named_with_its_line() {
     let text = FULL.replace("backend = \"memfd\"", "backend = \"disk\"");
     let [problem] = problems_of(&text).try_into().unwrap();
     assert!(
-        problem.contains("`disk`") && problem.contains("memfd") && problem.contains("line 7"),
+        problem.contains("\"disk\"") && problem.contains("memfd") && problem.contains("line 7"),
         "{problem}"
     );
 
@@ -88,10 +88,29 @@ fn a_wrong_field_is_named_with_its_line() {
 }
 
 #[test]
+fn a_file_is_named_and_of_which_disk_something_is_wrong() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let wrong = format!(
+        "config-version = 1\n{}",
+        FULL.replace("nbd = \"nbd://storage:10809/data\"", "path = \"data\"")
+    );
+    std::fs::write(file.path(), wrong).unwrap();
+    let error = VmDefinition::from_toml_file(file.path()).unwrap_err().to_string();
+    let place = format!("{}:23:8: disk \"data\": path data is relative", file.path().display());
+    assert!(error.starts_with(&place), "{error}");
+    std::fs::write(file.path(), FULL.replace("name =", "config-version = 2\nname =")).unwrap();
+    let error = VmDefinition::from_toml_file(file.path()).unwrap_err().to_string();
+    assert!(
+        error.contains(":2:18: config-version 2 is read by a later vmferry"),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_alias_of_a_machine_is_refused_with_what_to_write() {
     let [problem] = problems_of(&FULL.replace("pc-q35-10.0", "q35")).try_into().unwrap();
     assert!(
-        problem.starts_with("machine:") && problem.contains("\"pc-q35-10.0\""),
+        problem.starts_with("line 3, column 11: machine:") && problem.contains("\"pc-q35-10.0\""),
         "{problem}"
     );
     assert_eq!(problems_of(&FULL.replace("pc-q35-10.0", "microvm")).len(), 1);
