@@ -310,8 +310,8 @@ impl Answer {
     }
 }
 
-/// The agent prints one line when it serves. Its output is read on, so that it never blocks.
-fn await_ready_line(process: &mut Child) -> Result<()> {
+/// An agent, or a tunnel, prints one line when it serves. Its output is read on, so that it never blocks.
+pub(crate) fn await_ready_line(process: &mut Child) -> Result<()> {
     let output = process.stdout.take().context("no output of the agent")?;
     let (serves, wait) = mpsc::channel();
     thread::spawn(move || {

@@ -18,6 +18,8 @@
 //! | [`guest`] | a client of the program that runs inside the guests |
 //! | [`qemu`] | a plain QEMU with a guest on such a host |
 //! | [`definition`] | the same guest as a VM of vmferry |
+//! | [`libvirt`] | a stock libvirtd on such a host, and virsh against it |
+//! | [`tunnel`] | one end of a `vmferry tunnel` |
 //! | [`baseline`] | QEMU's own migrations, measured |
 //! | [`memory`] | the memory of two stopped guests compared byte for byte |
 //! | [`usage`] | processor time and memory of processes |
@@ -31,6 +33,7 @@ pub mod definition;
 pub mod etcd;
 pub mod guest;
 pub mod image;
+pub mod libvirt;
 pub mod memory;
 pub mod migration;
 pub mod nbd;
@@ -40,4 +43,5 @@ pub mod proxy;
 pub mod qemu;
 pub mod scenario;
 pub mod setup;
+pub mod tunnel;
 pub mod usage;

@@ -1,4 +1,4 @@
-//! All that a connection brings before anything is known of its peer, and the messages of a control lane behind that: preface,
+//! All that a connection brings before anything is known of its peer, and the messages of a control lane or a tunnel behind that: preface,
 //! frames, the hello or its answer, messages. Refused, or within what each frame's kind allows.
 //!
 //! Either bytes as they are, or frames that each are a byte for the kind, one for what is wrong with it, and a payload behind its
@@ -13,6 +13,7 @@ use vmferry_core::wire::PREFACE;
 use vmferry_core::wire::frame::{FrameError, HEADER_BYTES, Header, Kind, Received, check_preface};
 use vmferry_core::wire::hello::{Hello, HelloReply, VERSIONS, answer};
 use vmferry_core::wire::message::Message;
+use vmferry_core::wire::tunnel;
 use vmferry_fuzz::within;
 
 /// A frame's payload, and what the JSON of a whole message takes at the most.
@@ -146,5 +147,9 @@ fn said(payload: &[u8]) {
         // A number with a fraction may lose its last digit in an agent's matter, which nobody compares.
         let again = Message::read(&json).expect("it reads back");
         assert_eq!(std::mem::discriminant(&again), std::mem::discriminant(&message));
+    }
+    if let Ok(message) = tunnel::Message::read(payload) {
+        let json = serde_json::to_vec(&message).expect("it has a JSON form");
+        assert_eq!(tunnel::Message::read(&json).expect("it reads back"), message);
     }
 }

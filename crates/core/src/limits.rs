@@ -60,6 +60,8 @@ pub const UNHEARD_BYTES_MAX: usize = 4 << 20;
 pub const RESEND_BYTES_MAX: usize = 4 * LANE_CREDIT_BYTES_MAX as usize;
 /// Control lanes that no migration has claimed yet, at the most.
 pub const UNCLAIMED_LANES_MAX: usize = 64;
+/// Connections that the target's end of a tunnel carries, at the most: each takes some threads and a few MiB.
+pub const TUNNEL_CONNECTIONS_MAX: usize = 256;
 /// Migrations under way to one host, at the most: far more than its memory and links are for.
 pub const INCOMING_MAX: usize = 64;
 

@@ -66,6 +66,8 @@ pub enum Event {
     Lost(String),
     /// QEMU closed its socket.
     Ended,
+    /// The target has placed, or its QEMU has taken, all that QEMU sent until then.
+    Taken,
     /// A lane or the socket broke; nothing is sent any more.
     Failed(String),
 }
@@ -123,6 +125,8 @@ struct Shared {
     began: Instant,
     round: AtomicU32,
     stopped: AtomicBool,
+    /// QEMU closed its socket, and nobody was told yet that the target has all.
+    untaken: AtomicBool,
     closed: AtomicBool,
     stream_bytes: AtomicU64,
     wire_bytes: AtomicU64,
@@ -175,6 +179,7 @@ impl Source {
             began: Instant::now(),
             round: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
+            untaken: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             stream_bytes: AtomicU64::new(0),
             wire_bytes: AtomicU64::new(0),
@@ -252,11 +257,7 @@ impl Source {
             wire_bytes: shared.wire_bytes.load(Ordering::Relaxed),
             resent_bytes: shared.lanes.iter().map(|lane| lane.handle.resent_bytes()).sum(),
             acknowledged_bytes: shared.acknowledged_bytes.load(Ordering::Relaxed),
-            taken_bytes: shared
-                .lanes
-                .iter()
-                .map(|lane| lane.taken_bytes.load(Ordering::Relaxed))
-                .sum(),
+            taken_bytes: shared.taken_bytes(),
             rounds: lock(&shared.rounds).clone(),
             content: shared.settings.catalog.tallies(),
         }
@@ -342,6 +343,8 @@ impl Shared {
             if more == More::Never {
                 if !self.closed.load(Ordering::SeqCst) {
                     (self.on_event)(Event::Ended);
+                    self.untaken.store(true, Ordering::SeqCst);
+                    self.tell_if_taken();
                 }
                 return;
             }
@@ -496,12 +499,29 @@ impl Shared {
         if let Some(coding) = &self.coding {
             coding.acknowledged(index, &ack);
         }
-        lane.taken_bytes.store(ack.stream_bytes, Ordering::Relaxed);
+        lane.taken_bytes.store(ack.stream_bytes, Ordering::SeqCst);
         lane.acknowledged.notify_all();
+        self.tell_if_taken();
         while let Some(batch) = lock(&lane.kept).placed(ack.stream_bytes) {
             let _ = returned.try_send(batch.into_buffer());
         }
         Ok(())
+    }
+
+    /// Bytes of the stream that the target has placed or its QEMU has taken.
+    fn taken_bytes(&self) -> u64 {
+        self.lanes
+            .iter()
+            .map(|lane| lane.taken_bytes.load(Ordering::SeqCst))
+            .sum()
+    }
+
+    /// Both the reader and whoever hears the last acknowledgement look, each after it has set what the other looks at.
+    fn tell_if_taken(&self) {
+        if self.taken_bytes() == self.stream_bytes.load(Ordering::Relaxed) && self.untaken.swap(false, Ordering::SeqCst)
+        {
+            (self.on_event)(Event::Taken);
+        }
     }
 
     /// Sends pages that the target did not find where it was referred to.

@@ -11,6 +11,7 @@
 //! | [`config`] | files that people write, and what is wrong in them |
 //! | [`content`] | what this host knows of content outside its guests |
 //! | [`pki`] | who may talk: certificates |
+//! | [`tunnel`] | the data plane alone, for VMs that others own |
 //! | [`vm`] | one VM: definition, command line, process |
 //! | [`host`] | what a host can take, and what it promised |
 //! | [`policy`] | what other hosts may do here |
@@ -26,4 +27,5 @@ pub mod host;
 pub mod migrate;
 pub mod pki;
 pub mod policy;
+pub mod tunnel;
 pub mod vm;

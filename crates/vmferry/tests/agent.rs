@@ -220,7 +220,7 @@ async fn a_bad_definition_is_refused_with_all_its_problems() {
     let run = host.cli(&["run", file.to_str().unwrap()]).await;
     assert_eq!(run.code, 2);
     assert!(
-        run.stderr.contains("machin") && run.stderr.contains("line 2"),
+        run.stderr.contains("bad.toml:2:1") && run.stderr.contains("did you mean"),
         "{}",
         run.stderr
     );

@@ -16,7 +16,7 @@ struct Need {
 }
 
 /// Redis comes as `redis-tools`, which holds the server's program without its service.
-const NEEDS: [Need; 13] = [
+const NEEDS: [Need; 15] = [
     need("qemu-system-x86_64", &["qemu-system-x86"]),
     need("qemu-img", &["qemu-utils"]),
     need("qemu-nbd", &["qemu-utils"]),
@@ -30,6 +30,8 @@ const NEEDS: [Need; 13] = [
     need("cc", &["gcc", "libc6-dev"]),
     need("etcd", &["etcd-server"]),
     need("nft", &["nftables"]),
+    need("libvirtd", &["libvirt-daemon", "libvirt-daemon-driver-qemu"]),
+    need("virsh", &["libvirt-clients"]),
 ];
 
 const fn need(program: &'static str, packages: &'static [&'static str]) -> Need {

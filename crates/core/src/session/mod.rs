@@ -166,6 +166,11 @@ impl LaneCredit {
         self.on_the_way.is_empty() || (may_have_more && self.charged + charge <= LANE_CREDIT_BYTES_MAX)
     }
 
+    /// Whether everything that was sent is acknowledged.
+    pub fn is_idle(&self) -> bool {
+        self.on_the_way.is_empty()
+    }
+
     /// A batch is sent at `now` (time since any fixed moment), in a frame of so many bytes. To be said before it is: its
     /// acknowledgement may come at once.
     pub fn sent(&mut self, stream_bytes: u64, wire_bytes: u64, now: Duration) {
@@ -274,7 +279,7 @@ fn ahead_max(lanes: usize) -> u64 {
 }
 
 /// What the batches of a lane may count for that came and are not placed, bytes: its credit, and room for one more batch.
-pub(super) const WAITING_CHARGE_MAX: u64 = LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64;
+pub const WAITING_CHARGE_MAX: u64 = LANE_CREDIT_BYTES_MAX + BATCH_PLAIN_BYTES_MAX as u64;
 
 /// Puts the batches of a session's lanes back in order. Holds no more of them than the lanes have credit for.
 #[derive(Debug)]

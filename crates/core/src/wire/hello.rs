@@ -92,6 +92,11 @@ pub enum Lane {
         /// Which of the migration's data lanes, from 0.
         index: u16,
     },
+    /// Messages of a [tunnel](super::tunnel), and what it carries that is no migration stream.
+    Tunnel {
+        /// Ties the data lanes of what is carried to this connection.
+        migration: MigrationId,
+    },
 }
 
 /// The connecting side's first frame.

@@ -211,13 +211,18 @@ pub enum MessageError {
 impl Message {
     /// Reads the payload of a `Message` frame. Values are counted before anything is allocated for them.
     pub fn read(payload: &[u8]) -> Result<Message, MessageError> {
-        // Every value but the outermost stands behind one of these. Some in strings are counted, too.
-        let values = payload.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{'));
-        if values.count() > MESSAGE_VALUES_MAX {
-            return Err(MessageError::TooManyValues);
-        }
-        Ok(serde_json::from_slice(payload)?)
+        read_json(payload)
     }
+}
+
+/// Reads a message whose values are counted before anything is allocated for them.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, MessageError> {
+    // Every value but the outermost stands behind one of these. Some in strings are counted, too.
+    let values = payload.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{'));
+    if values.count() > MESSAGE_VALUES_MAX {
+        return Err(MessageError::TooManyValues);
+    }
+    Ok(serde_json::from_slice(payload)?)
 }
 
 #[cfg(test)]

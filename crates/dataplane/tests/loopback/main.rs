@@ -518,7 +518,7 @@ fn a_byte_changed_on_the_way_fails_both_sides_before_it_reaches_qemu() {
     loop {
         match pair.from_source.recv_timeout(PATIENCE).unwrap() {
             source::Event::Failed(_) => break,
-            source::Event::Switchover | source::Event::Ended => {}
+            source::Event::Switchover | source::Event::Ended | source::Event::Taken => {}
             other => panic!("{other:?}"),
         }
     }

@@ -103,6 +103,9 @@ pub enum Failure {
     /// A certificate could not be made, or got, or revoked.
     #[error("{0:#}")]
     Pki(anyhow::Error),
+    /// A tunnel could not start.
+    #[error("the tunnel cannot start: {0:#}")]
+    Tunnel(anyhow::Error),
     /// The agent could not start.
     #[error("the agent cannot start: {0:#}")]
     Start(anyhow::Error),
@@ -116,7 +119,7 @@ impl Failure {
                 Exit::AgentUnreachable
             }
             Failure::Usage(_) => Exit::Usage,
-            Failure::Io(_) | Failure::Start(_) | Failure::Pki(_) => Exit::Failed,
+            Failure::Io(_) | Failure::Start(_) | Failure::Tunnel(_) | Failure::Pki(_) => Exit::Failed,
             Failure::Agent(error) => match error.code {
                 ErrorCode::BadRequest | ErrorCode::BadDefinition => Exit::Usage,
                 ErrorCode::UnknownVm => Exit::UnknownVm,

@@ -1,4 +1,4 @@
-//! The command line. Except for `agent`, `pki` and `doctor`, every command is a client of the agent's API.
+//! The command line. Except for `agent`, `pki`, `tunnel` and `doctor`, every command is a client of the agent's API.
 //!
 //! | module | what |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | [`doctor`] | `vmferry doctor`: what would stop or slow a migration |
 //! | [`progress`], [`report`], [`table`] | what people see of a migration |
 //! | [`pki`] | `vmferry pki` |
+//! | [`tunnel`] | `vmferry tunnel` |
 //! | [`client`] | HTTP over the agent's unix socket, or over TLS |
 //! | [`exit`] | exit codes |
 //! | [`output`] | standard output |
@@ -24,6 +25,7 @@ pub mod progress;
 pub mod report;
 pub mod resolve;
 pub mod table;
+pub mod tunnel;
 pub mod units;
 
 use std::{io, path::PathBuf};
@@ -65,6 +67,11 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Who may talk: make a cluster, have hosts join, renew and revoke their certificates.
     Pki(pki::PkiArgs),
+    /// Carry migrations of VMs that libvirt or another manager owns: compressed, encrypted, over links that break.
+    ///
+    /// Each QEMU connects to a socket of the tunnel's source instead of to the other host. Either end runs until it is ended;
+    /// its log goes to standard error, filtered by the variable RUST_LOG.
+    Tunnel(Box<tunnel::TunnelArgs>),
     /// Start a VM from its definition, or start one anew that has stopped.
     Run {
         /// The definition, TOML.
@@ -183,6 +190,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             Ok(done) => done,
             Err(panic) => Err(Failure::Pki(panic.into())),
         },
+        Command::Tunnel(args) => tunnel::tunnel(*args).await,
         Command::Run { definition } => commands::run(&client(socket)?, json, &definition).await,
         Command::Doctor(_) if is_remote => Err(Failure::Usage(
             "vmferry doctor looks at the host that it runs on: run it there, without --host".to_owned(),
@@ -245,6 +253,9 @@ mod tests {
             "vmferry resolve web --keep host-b --yes",
             "vmferry agent --arbiter etcd:http://a:2379,https://b:2379 --arbiter-prefix /lab --arbiter-ca ca.pem",
             "vmferry stop web --force",
+            "vmferry tunnel source --to b:7466 --listen /run/mig/web.sock --listen /run/mig/db.sock --disks /run/mig/disks.sock",
+            "vmferry tunnel source --to b:7466 --listen /m --lanes 4 --link-patience 30s --state-dir /d",
+            "vmferry tunnel target --listen 0.0.0.0:7466 --sockets /run/mig --from a --from c",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -256,6 +267,8 @@ mod tests {
             "vmferry pki join vmferry-join/1/b/a/a:7464/00/00",
             "vmferry agent --memory-limit much",
             "vmferry agent --qemu-users 0-9",
+            "vmferry tunnel source --to b:7466",
+            "vmferry tunnel target --listen 0.0.0.0:7466 --sockets /run/mig --from a --insecure-plaintext",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -57,7 +57,7 @@ async fn journal(agent: &Agent, fact: Fact) -> Result<(), String> {
 pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
 
 /// Random bytes.
-fn random<const N: usize>() -> Result<[u8; N], String> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], String> {
     let mut bytes = [0; N];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|errno| format!("no random bytes: {errno}"))?;

@@ -34,20 +34,20 @@ const ATTACHED_MAX: usize = 4;
 
 /// A data lane whose hellos are exchanged.
 #[derive(Debug)]
-pub(super) struct DataLane {
+pub(crate) struct DataLane {
     /// Which of its migration's.
-    pub(super) index: u16,
+    pub(crate) index: u16,
     /// Towards the source.
-    pub(super) sender: Sender,
+    pub(crate) sender: Sender,
     /// From the source.
-    pub(super) receiver: Receiver,
+    pub(crate) receiver: Receiver,
 }
 
 /// What an agent's connections need to find of what is under way.
 #[derive(Debug)]
 pub struct Peers {
     /// Connections that peers opened, for when they take them up again.
-    acceptor: Acceptor,
+    pub(crate) acceptor: Acceptor,
     /// Where the data lanes of a migration to this host go.
     lanes: Mutex<BTreeMap<MigrationId, Expected>>,
     /// The handovers away from here: what a target that asks is answered.
@@ -105,7 +105,7 @@ impl Peers {
     }
 
     /// Expects data lanes; says why not, if they are expected already or too many are.
-    fn expect_lanes(&self, migration: MigrationId, host: Option<&str>) -> Result<Inbox<DataLane>, String> {
+    pub(crate) fn expect_lanes(&self, migration: MigrationId, host: Option<&str>) -> Result<Inbox<DataLane>, String> {
         let (outbox, inbox) = channel(LANES_MAX);
         let mut lanes = lock(&self.lanes);
         lanes.retain(|_, expected| !expected.outbox.is_closed());
@@ -122,7 +122,7 @@ impl Peers {
         Ok(inbox)
     }
 
-    fn deliver_lane(&self, migration: MigrationId, lane: DataLane) -> Result<(), &'static str> {
+    pub(crate) fn deliver_lane(&self, migration: MigrationId, lane: DataLane) -> Result<(), &'static str> {
         let lanes = lock(&self.lanes);
         let expected = lanes.get(&migration).ok_or("no such migration is expected")?;
         if expected.host.as_deref() != lane.sender.host() {
@@ -212,19 +212,19 @@ fn greet(agent: &Agent, stream: TcpStream) -> anyhow::Result<Option<(Sender, Rec
 
 /// The connections of which it is not clear yet who is there.
 #[derive(Debug, Default)]
-struct Greetings {
+pub(crate) struct Greetings {
     /// In the order in which they came, each with its number.
     open: Mutex<VecDeque<(u64, TcpStream)>>,
 }
 
 /// One of them, for as long as it lives.
-struct Greeting<'a> {
+pub(crate) struct Greeting<'a> {
     all: &'a Greetings,
     number: u64,
 }
 
 impl Greetings {
-    fn enter(&self, stream: &TcpStream) -> std::io::Result<Greeting<'_>> {
+    pub(crate) fn enter(&self, stream: &TcpStream) -> std::io::Result<Greeting<'_>> {
         let stream = stream.try_clone()?;
         let mut open = lock(&self.open);
         if open.len() >= GREETING_MAX
@@ -270,6 +270,10 @@ async fn greeted_by(agent: Arc<Agent>, from: SocketAddr, sender: Sender, receive
             }
             Err(error) => tracing::warn!(%from, %error, "a control lane"),
         },
+        Lane::Tunnel { .. } => tracing::warn!(
+            %from,
+            "a tunnel's source is turned away: this is an agent; `vmferry tunnel target` has a port of its own"
+        ),
     }
 }
 

@@ -463,7 +463,7 @@ impl<'a> Driver<'a> {
 
     fn on_stream(&mut self, event: lanes::Event) -> Option<SourceEvent> {
         match event {
-            lanes::Event::Switchover | lanes::Event::Ended => None,
+            lanes::Event::Switchover | lanes::Event::Ended | lanes::Event::Taken => None,
             lanes::Event::Lost(reason) => {
                 tracing::warn!(migration = %self.handle.id, reason, "QEMU's stream is passed on as it is from here");
                 self.account.stream_lost = Some(reason);
