@@ -50,7 +50,20 @@ impl<'lab> Etcd<'lab> {
                 self.nodes[number] = Some(self.spawn(number)?);
             }
         }
-        (0..HOSTS.len()).try_for_each(|number| self.await_ready(number))
+        self.await_leader()
+    }
+
+    /// Waits until all nodes that run have a leader: when one was killed, the others may have to elect it first.
+    ///
+    /// # Errors
+    /// As for [`Etcd::start`].
+    pub fn await_leader(&mut self) -> Result<()> {
+        for number in 0..HOSTS.len() {
+            if self.nodes[number].is_some() {
+                self.await_ready(number)?;
+            }
+        }
+        Ok(())
     }
 
     fn spawn(&self, number: usize) -> Result<Child> {

@@ -57,6 +57,7 @@ fn with_an_arbiter_a_guest_moves_there_and_back() -> Result<()> {
     ensure!(second.said.contains("host-b"), "{second:?}");
     // Two of three are enough.
     etcd.kill(0)?;
+    etcd.await_leader()?;
     scenario.moves("web", Host::B, Host::A, &[])?;
     let (mut guest, _) = talk.finish()?;
     scenario.settles(&["web"], &[])?;
