@@ -96,7 +96,7 @@ fn qemu_without(lab: &Lab, feature: &str) -> Result<String> {
 
 /// QEMU that ends before it takes a guest in.
 fn qemu_that_takes_nothing_in(lab: &Lab) -> Result<String> {
-    let script = "case \"$*\" in *-incoming*) exit 1;; esac\nexec qemu-system-x86_64 \"$@\"";
+    let script = "case \"$*\" in *'-incoming defer'*) exit 1;; esac\nexec qemu-system-x86_64 \"$@\"";
     program(lab, "qemu-that-takes-nothing-in", script)
 }
 
