@@ -15,14 +15,15 @@ use clap::Args;
 use vmferry_core::handover::Record as Fact;
 use vmferry_core::wire::hello::MigrationId;
 use vmferry_core::wire::message::{Epoch, Handover};
-use vmferry_e2e::agent::{Agent, built_vmferry};
+use vmferry_e2e::agent::built_vmferry;
 use vmferry_e2e::etcd::Etcd;
-use vmferry_e2e::guest::{Guest, Ticks};
+use vmferry_e2e::guest::Ticks;
 use vmferry_e2e::net::{Host, Lab};
-use vmferry_e2e::scenario::{BOOT_MAX, address, ensure_alive, small_guest};
+use vmferry_e2e::scenario::{address, ensure_alive};
 use vmferry_store::Journal;
 
-const VM: &str = "web";
+use crate::shuttle::{Shuttle, VM};
+
 const TICK_INTERVAL: Duration = Duration::from_millis(1);
 /// Records written to see what one takes.
 const APPENDS: usize = 200;
@@ -71,22 +72,32 @@ pub(crate) fn run(args: &HandoverCostArgs) -> Result<()> {
         );
     }
 
-    let etcd = Etcd::start(&labs.2)?;
-    let mut all = [
-        ("on the disk", Moved::boot(&labs.0, &binary, None, false)?),
-        ("in memory", Moved::boot(&labs.1, &binary, Some(&in_memory.0), false)?),
-        ("on the disk, and etcd", Moved::boot(&labs.2, &binary, None, true)?),
-    ];
-    for run in 0..args.runs as usize {
-        // Whatever else the machine does meets all.
-        for turn in 0..all.len() {
-            let of = all.len();
-            all[(run + turn) % of].1.moves()?;
-        }
+    for host in [Host::A, Host::B] {
+        let state = in_memory.0.join(host.name());
+        fs::create_dir(&state)?;
+        symlink(&state, labs.1.folder().join(host.name()))?;
     }
+    let _etcd = Etcd::start(&labs.2)?;
+    let arbiter = Etcd::option();
+    let mut all = [
+        ("on the disk", Moved::boot(&labs.0, &binary, &[])?),
+        ("in memory", Moved::boot(&labs.1, &binary, &[])?),
+        (
+            "on the disk, and etcd",
+            Moved::boot(&labs.2, &binary, &["--arbiter", &arbiter])?,
+        ),
+    ];
+    for _ in 0..args.runs {
+        for (_, moved) in &mut all {
+            moved.moves()?;
+        }
+        // Whatever else the machine does meets all.
+        all.rotate_left(1);
+    }
+    all.sort_unstable_by_key(|(place, _)| *place);
     println!("\n| state directories | moves | blackout, median | p99 | longest |\n|---|---|---|---|---|");
     for (place, moved) in &mut all {
-        ensure_alive(&mut moved.guest)?;
+        ensure_alive(&mut moved.shuttle.guest)?;
         let times = &moved.blackouts;
         println!(
             "| {place} | {} | {} | {} | {} |",
@@ -96,7 +107,6 @@ pub(crate) fn run(args: &HandoverCostArgs) -> Result<()> {
             ms(percentile(times, 100))
         );
     }
-    drop(etcd);
     Ok(())
 }
 
@@ -149,54 +159,30 @@ fn appends(folder: &Path) -> Result<(u64, Vec<Duration>)> {
 
 /// A guest, and how long it paused in each of its moves, as its client saw it.
 struct Moved<'lab> {
-    lab: &'lab Lab,
-    agents: [Agent<'lab>; 2],
-    guest: Guest,
-    at: usize,
+    shuttle: Shuttle<'lab>,
     blackouts: Vec<Duration>,
 }
 
 impl<'lab> Moved<'lab> {
-    /// Boots it. The agents' state is in `memory`, if that is given, else where the lab is; the lab's etcd may be their arbiter.
-    fn boot(lab: &'lab Lab, binary: &Path, memory: Option<&Path>, arbiter: bool) -> Result<Self> {
-        let etcd = Etcd::option();
-        // Kept memory is written once the guest runs again; here it would only compete with the next move.
-        let mut options = vec!["--kept-memory", "0"];
-        if arbiter {
-            options.extend(["--arbiter", &etcd]);
-        }
-        let start = |host: Host| {
-            if let Some(memory) = memory {
-                let state = memory.join(host.name());
-                fs::create_dir(&state)?;
-                symlink(&state, lab.folder().join(host.name()))?;
-            }
-            Agent::start_with(lab, host, binary, &options)
-        };
-        let agents = [start(Host::A)?, start(Host::B)?];
-        let spec = small_guest(0, Vec::new())?;
-        let definition = spec.write_definition(lab.folder(), VM)?;
-        agents[0].cli(["run".as_ref(), definition.as_os_str()])?.success()?;
+    fn boot(lab: &'lab Lab, binary: &Path, options: &[&str]) -> Result<Self> {
         Ok(Self {
-            lab,
-            agents,
-            guest: Guest::connect(lab, Host::Client, spec.address(), BOOT_MAX)?,
-            at: 0,
+            shuttle: Shuttle::boot(lab, binary, options)?,
             blackouts: Vec::new(),
         })
     }
 
     fn moves(&mut self) -> Result<()> {
-        let [from, to] = [self.at, 1 - self.at].map(|agent| &self.agents[agent]);
-        let ticks = Ticks::start(self.lab, Host::Client, &mut self.guest, TICK_INTERVAL)?;
+        let Shuttle { lab, guest, .. } = &mut self.shuttle;
+        let ticks = Ticks::start(lab, Host::Client, guest, TICK_INTERVAL)?;
+        let [from, to] = self.shuttle.ends();
         let report = from.cli(["migrate", VM, "--to", &address(to.host())])?.success()?;
         // The silence has an end only with the tick after it.
-        self.guest.ask("ping")?;
+        self.shuttle.guest.ask("ping")?;
         std::thread::sleep(20 * TICK_INTERVAL);
         let silence = ticks.finish()?;
-        self.guest.ask("stop-tick")?;
+        self.shuttle.guest.ask("stop-tick")?;
         ensure!(report["outcome"] == "completed", "{report:#}");
-        self.at = 1 - self.at;
+        self.shuttle.moved();
         self.blackouts.push(silence.gap_max);
         Ok(())
     }

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::Value;
-use vmferry_e2e::agent::{Agent, built_vmferry};
-use vmferry_e2e::guest::Guest;
+use vmferry_e2e::agent::built_vmferry;
 use vmferry_e2e::migration::{Migration, ensure_moved_and_verified};
-use vmferry_e2e::net::{Host, Lab};
-use vmferry_e2e::scenario::{BOOT_MAX, address, ensure_alive, small_guest};
+use vmferry_e2e::net::Lab;
+use vmferry_e2e::scenario::{address, ensure_alive};
 
-const VM: &str = "web";
+use crate::shuttle::{Shuttle, VM};
+
 /// What makes a move take some seconds: bytes in the guest that nothing shortens, bytes a second that may cross, and bytes a second
 /// that it writes meanwhile.
 const FILLED_BYTES: u32 = 48 << 20;
@@ -42,8 +42,8 @@ pub(crate) struct LinkCutArgs {
 pub(crate) fn run(args: &LinkCutArgs) -> Result<()> {
     let binary = built_vmferry(true)?;
     let labs = (Lab::new()?, Lab::new()?);
-    let mut whole = Moved::boot(&labs.0, &binary)?;
-    let mut cut = Moved::boot(&labs.1, &binary)?;
+    let mut whole = boot(&labs.0, &binary)?;
+    let mut cut = boot(&labs.1, &binary)?;
     println!(
         "| move | s | s, link cut | of which it was gone | s beyond that | MB | MB, link cut | sent again |\n\
          |---|---|---|---|---|---|---|---|"
@@ -51,12 +51,12 @@ pub(crate) fn run(args: &LinkCutArgs) -> Result<()> {
     let (mut late, mut again) = (Vec::new(), Vec::new());
     for run in 0..args.runs {
         let (without, with, gone) = if run % 2 == 0 {
-            let without = whole.moves(None)?.0;
-            let (with, gone) = cut.moves(Some(args.seconds))?;
+            let without = moves(&mut whole, None)?.0;
+            let (with, gone) = moves(&mut cut, Some(args.seconds))?;
             (without, with, gone)
         } else {
-            let (with, gone) = cut.moves(Some(args.seconds))?;
-            (whole.moves(None)?.0, with, gone)
+            let (with, gone) = moves(&mut cut, Some(args.seconds))?;
+            (moves(&mut whole, None)?.0, with, gone)
         };
         let [seconds, seconds_cut] = [&without, &with].map(|report| number(report, "total_ms").map(|ms| ms / 1e3));
         let [bytes, bytes_cut] = [&without, &with].map(|report| number(report, "wire_bytes"));
@@ -91,51 +91,34 @@ pub(crate) fn run(args: &LinkCutArgs) -> Result<()> {
     Ok(())
 }
 
-/// A guest that goes to and fro.
-struct Moved<'lab> {
-    lab: &'lab Lab,
-    agents: [Agent<'lab>; 2],
-    guest: Guest,
-    at: usize,
+/// Boots a guest that writes to its memory.
+fn boot<'lab>(lab: &'lab Lab, binary: &Path) -> Result<Shuttle<'lab>> {
+    let mut shuttle = Shuttle::boot(lab, binary, &[])?;
+    shuttle.guest.ask(&format!("fill random {FILLED_BYTES}"))?;
+    shuttle
+        .guest
+        .ask(&format!("dirty random {DIRTY_BYTES} {DIRTY_BYTES_PER_S}"))?;
+    Ok(shuttle)
 }
 
-impl<'lab> Moved<'lab> {
-    fn boot(lab: &'lab Lab, binary: &Path) -> Result<Self> {
-        let start = |host: Host| Agent::start_with(lab, host, binary, &["--kept-memory", "0"]);
-        let agents = [start(Host::A)?, start(Host::B)?];
-        let spec = small_guest(0, Vec::new())?;
-        let definition = spec.write_definition(lab.folder(), VM)?;
-        agents[0].cli(["run".as_ref(), definition.as_os_str()])?.success()?;
-        let mut guest = Guest::connect(lab, Host::Client, spec.address(), BOOT_MAX)?;
-        guest.ask(&format!("fill random {FILLED_BYTES}"))?;
-        guest.ask(&format!("dirty random {DIRTY_BYTES} {DIRTY_BYTES_PER_S}"))?;
-        Ok(Self {
-            lab,
-            agents,
-            guest,
-            at: 0,
-        })
+/// Moves it, with the link cut for some seconds or not; returns the report, and how long the link was gone.
+fn moves(shuttle: &mut Shuttle<'_>, seconds: Option<u32>) -> Result<(Value, Duration)> {
+    let [from, to] = shuttle.ends();
+    let flags = ["--bandwidth", BANDWIDTH, "--verify"];
+    let mut migration = Migration::begin(from, VM, &address(to.host()), &flags)?;
+    let mut gone = Duration::ZERO;
+    if let Some(seconds) = seconds {
+        migration.until_precopy()?;
+        let began = Instant::now();
+        shuttle.lab.link_down(to.host())?;
+        thread::sleep(Duration::from_secs(seconds.into()));
+        shuttle.lab.link_up(to.host())?;
+        gone = began.elapsed();
     }
-
-    /// Moves it, with the link cut for some seconds or not; returns the report, and how long the link was gone.
-    fn moves(&mut self, seconds: Option<u32>) -> Result<(Value, Duration)> {
-        let [from, to] = [self.at, 1 - self.at].map(|agent| &self.agents[agent]);
-        let flags = ["--bandwidth", BANDWIDTH, "--verify"];
-        let mut migration = Migration::begin(from, VM, &address(to.host()), &flags)?;
-        let mut gone = Duration::ZERO;
-        if let Some(seconds) = seconds {
-            migration.until_precopy()?;
-            let began = Instant::now();
-            self.lab.link_down(to.host())?;
-            thread::sleep(Duration::from_secs(seconds.into()));
-            self.lab.link_up(to.host())?;
-            gone = began.elapsed();
-        }
-        let report = migration.report()?;
-        ensure_moved_and_verified(&report)?;
-        self.at = 1 - self.at;
-        Ok((report, gone))
-    }
+    let report = migration.report()?;
+    ensure_moved_and_verified(&report)?;
+    shuttle.moved();
+    Ok((report, gone))
 }
 
 fn number(report: &Value, name: &str) -> Result<f64> {

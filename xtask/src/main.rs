@@ -12,6 +12,7 @@ mod random;
 mod redis;
 mod screen;
 mod setup;
+mod shuttle;
 mod versions;
 
 use anyhow::Result;

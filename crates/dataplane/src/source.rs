@@ -28,6 +28,8 @@ use vmferry_core::session::{self, Ack, LaneCredit};
 use vmferry_core::wire::frame::{HEADER_BYTES, Kind};
 use vmferry_core::wire::message::MemoryHash;
 
+/// A link that broke and is there again sooner was only that of the connection that noticed it.
+const RECONNECT_MAX: Duration = Duration::from_millis(500);
 /// How long the reader waits for more of a batch before it sends what there is. QEMU writes some 128 KiB at a time; while the
 /// guest runs a moment's patience makes whole batches of them.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -268,11 +270,34 @@ impl Source {
         self.shared.coding.as_ref().map(Coding::log).unwrap_or_default()
     }
 
-    /// The link was gone at that time: every lane whose TCP connection was made before is taken up again over another.
-    pub fn suspect_link(&self, before: Instant) {
+    /// The link of another connection to the same peer is there again after that time. If that is longer than it takes to connect,
+    /// all of the link was away, and the lanes would be slow to notice that it is there again: the kernel sends ever more rarely
+    /// what is not acknowledged. So every lane whose TCP connection was made before is taken up again over another.
+    pub fn link_was_down(&self, was_down: Duration) {
+        let Some(before) = Instant::now()
+            .checked_sub(was_down)
+            .filter(|_| was_down > RECONNECT_MAX)
+        else {
+            return;
+        };
         for lane in &self.shared.lanes {
             lane.handle.suspect(before);
         }
+    }
+
+    /// Whether what the target's QEMU has loaded is what was sent.
+    ///
+    /// # Errors
+    /// That it is not.
+    pub fn check_loaded(&self, loaded: &StreamDigest) -> Result<(), String> {
+        let sent = self.digest();
+        if sent == *loaded {
+            return Ok(());
+        }
+        Err(format!(
+            "{} bytes of QEMU's stream were sent, {} loaded, or others",
+            sent.bytes, loaded.bytes
+        ))
     }
 
     /// Closes QEMU's socket and every lane. A QEMU whose migration is not over ends it and resumes its guest.
@@ -518,7 +543,9 @@ impl Shared {
 
     /// Both the reader and whoever hears the last acknowledgement look, each after it has set what the other looks at.
     fn tell_if_taken(&self) {
-        if self.taken_bytes() == self.stream_bytes.load(Ordering::Relaxed) && self.untaken.swap(false, Ordering::SeqCst)
+        if self.untaken.load(Ordering::SeqCst)
+            && self.taken_bytes() == self.stream_bytes.load(Ordering::Relaxed)
+            && self.untaken.swap(false, Ordering::SeqCst)
         {
             (self.on_event)(Event::Taken);
         }

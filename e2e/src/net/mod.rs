@@ -313,14 +313,13 @@ impl Lab {
             return Ok(false);
         };
         let (peer, own) = (to.address(), end.port());
-        for rule in [
-            format!("table inet {SILENCE} {{ chain sent {{ type filter hook output priority 0; }}; }}"),
-            format!("table inet {SILENCE} {{ chain received {{ type filter hook input priority 0; }}; }}"),
-            format!("add rule inet {SILENCE} sent ip daddr {peer} tcp sport {own} tcp dport {port} drop"),
-            format!("add rule inet {SILENCE} received ip saddr {peer} tcp sport {port} tcp dport {own} drop"),
-        ] {
-            run(self.command(from, "nft").arg(rule))?;
-        }
+        let rules = format!(
+            "table inet {SILENCE} {{
+                chain sent {{ type filter hook output priority 0; ip daddr {peer} tcp sport {own} tcp dport {port} drop; }}
+                chain received {{ type filter hook input priority 0; ip saddr {peer} tcp sport {port} tcp dport {own} drop; }}
+            }}"
+        );
+        run(self.command(from, "nft").arg(rules))?;
         Ok(true)
     }
 

@@ -78,14 +78,11 @@ pub(crate) fn carry_out(world: &mut World, plan: &Plan) -> Result<Carried> {
                 world.lab.hear_connections(source)?;
             }
         }
-        Fault::KillNode => {
-            world.etcd()?.kill(plan.choice as usize % Etcd::NODES)?;
-            hold();
-            world.etcd()?.start_all()?;
-        }
-        Fault::KillNodes => {
-            let kept = plan.choice as usize % Etcd::NODES;
-            for node in (0..Etcd::NODES).filter(|node| *node != kept) {
+        Fault::KillNode | Fault::KillNodes => {
+            let chosen = plan.choice as usize % Etcd::NODES;
+            // That one, or all but that one.
+            let dies = |node: &usize| (*node == chosen) == (plan.fault == Fault::KillNode);
+            for node in (0..Etcd::NODES).filter(dies) {
                 world.etcd()?.kill(node)?;
             }
             hold();

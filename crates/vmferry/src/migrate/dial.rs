@@ -42,12 +42,8 @@ pub(super) async fn dial(agent: &Agent, address: &str, patience: Duration) -> Re
     let (control, round_trip) = connected.map_err(|error| {
         format!("can't reach an agent at {address}: {error}. Is `vmferry agent` running there, and its port open?")
     })?;
-    match control.host() {
-        Some(host) if !pki::may_be_at(host, meant) => Err(format!(
-            "{meant} ({address}) has the certificate of {host}: if that is the host that was meant, call it so"
-        )),
-        _ => Ok((control, round_trip)),
-    }
+    pki::check_is_at(control.host(), meant, address)?;
+    Ok((control, round_trip))
 }
 
 /// How this agent introduces itself on a connection that can be taken up again.

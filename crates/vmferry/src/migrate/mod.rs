@@ -34,6 +34,7 @@ mod source;
 pub mod target;
 
 use vmferry_core::handover::Record as Fact;
+use vmferry_core::limits::LANES_MAX;
 
 use crate::agent::Agent;
 use crate::agent::record::Record;
@@ -55,6 +56,15 @@ async fn journal(agent: &Agent, fact: Fact) -> Result<(), String> {
 
 /// vmferry's version, for hellos and reports.
 pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
+
+/// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
+const LANES_DEFAULT_MAX: usize = 8;
+
+/// How many lanes a migration has for which so many are asked, or which leaves it to this host.
+pub(crate) fn lanes(asked: Option<usize>) -> u16 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    asked.unwrap_or(processors.min(LANES_DEFAULT_MAX)).clamp(1, LANES_MAX) as u16
+}
 
 /// Random bytes.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], String> {

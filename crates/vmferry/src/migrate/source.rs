@@ -14,7 +14,6 @@ use tokio::task::JoinHandle;
 use vmferry_core::controller::{Controller, Decision, Limits, Sample};
 use vmferry_core::handover::arbiter::Side;
 use vmferry_core::handover::{Cause, Outcome, Source, SourceEffect, SourceEvent, Stage};
-use vmferry_core::limits::LANES_MAX;
 use vmferry_core::memory;
 use vmferry_core::page::{FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
@@ -41,8 +40,6 @@ use crate::vm::RunningVm;
 
 /// How often QEMU is asked how far it is, and the controller whether to stop.
 const LOOK: Duration = Duration::from_millis(100);
-/// A link that broke and is there again sooner was only that of the control lane.
-const RECONNECT_MAX: Duration = Duration::from_millis(500);
 /// How often it is shown for how long a broken link has been waited for.
 const WAITING_SHOWN: Duration = Duration::from_secs(1);
 /// How long QEMU may take to connect to the socket that it was told to migrate into.
@@ -53,9 +50,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 const ENDING_LIMIT: Duration = Duration::from_secs(10);
 /// How long a QEMU that has written its last byte may take to say that the migration is over for it, too.
 const POSTMIGRATE_LIMIT: Duration = Duration::from_secs(30);
-/// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
-const LANES_DEFAULT_MAX: usize = 8;
-
 /// One attempt to move a VM away from here.
 pub(super) struct Attempt<'a> {
     /// What both hosts call it.
@@ -167,13 +161,8 @@ pub(super) async fn run(agent: &Arc<Agent>, attempt: Attempt<'_>) -> Ended {
 
 fn transfer(request: &MigrateRequest) -> Result<Transfer, String> {
     let coders = request.coders().map_err(|error| error.to_string())?;
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let lanes = request
-        .lanes
-        .unwrap_or(processors.min(LANES_DEFAULT_MAX))
-        .clamp(1, LANES_MAX);
     Ok(Transfer {
-        lanes: lanes as u16,
+        lanes: super::lanes(request.lanes),
         coders,
         fingerprint_key: random()?,
         verify_memory: request.verify,
@@ -377,9 +366,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// The link of the control lane broke or is there again. If it was away for longer than it takes to connect, all of it was,
-    /// and the data lanes would be slow to notice that it is there again: the kernel sends ever more rarely what is not
-    /// acknowledged.
+    /// The link of the control lane broke or is there again.
     fn on_link(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Down(why) => {
@@ -389,8 +376,8 @@ impl<'a> Driver<'a> {
             LinkEvent::Up => {
                 let was_down = self.account.link_up();
                 tracing::info!(migration = %self.handle.id, ?was_down, "the link to the target is there again");
-                if let (Some(stream), true) = (&self.stream, was_down > RECONNECT_MAX) {
-                    stream.suspect_link(Instant::now() - was_down);
+                if let Some(stream) = &self.stream {
+                    stream.link_was_down(was_down);
                 }
             }
         }
@@ -658,14 +645,8 @@ impl<'a> Driver<'a> {
     /// Compares what the target says it holds with what was sent.
     async fn compare(&mut self, image: Image) -> Result<(), String> {
         let stream = self.stream.as_ref().ok_or("there is no stream")?;
-        let sent = stream.digest();
-        if sent != image.stream {
-            return Err(format!(
-                "{} bytes of QEMU's stream were sent, {} loaded, or others",
-                sent.bytes, image.stream.bytes
-            ));
-        }
-        self.account.digest = Some(sent.hash.iter().map(|byte| format!("{byte:02x}")).collect());
+        stream.check_loaded(&image.stream)?;
+        self.account.digest = Some(image.stream.hash.iter().map(|byte| format!("{byte:02x}")).collect());
         if !self.session.transfer.verify_memory {
             return Ok(());
         }

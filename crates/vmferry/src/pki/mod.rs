@@ -37,7 +37,7 @@ pub use authority::Authority;
 pub use certificate::{Certificate, Revocations};
 pub use folder::{Cluster, Folder};
 pub use identity::Identity;
-pub use names::may_be_at;
+pub use names::{check_is_at, may_be_at};
 pub use token::Token;
 
 /// How long a host's certificate is valid. It bounds how long one is of use that was stolen, and how long a host does

@@ -1,6 +1,6 @@
 //! Whether the host that answers is the one that was meant.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Whether a user who gives this address (`HOST:PORT`) may mean the host of that name: an address that is a number can
 /// be any host's; one that is a name has to be the host's, with or without a domain behind it.
@@ -13,6 +13,19 @@ pub fn may_be_at(host: &str, address: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     name.strip_prefix(host)
         .is_some_and(|domain| domain.is_empty() || domain.starts_with('.'))
+}
+
+/// Whether the host that answered at `address`, by its certificate if it showed one, may be the one that `meant` names.
+///
+/// # Errors
+/// What it is called instead.
+pub fn check_is_at(host: Option<&str>, meant: &str, address: SocketAddr) -> Result<(), String> {
+    match host {
+        Some(host) if !may_be_at(host, meant) => Err(format!(
+            "{meant} ({address}) has the certificate of {host}: if that is the host that was meant, call it so"
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

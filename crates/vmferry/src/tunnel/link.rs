@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use vmferry_core::limits::{HEARTBEAT, LINK_SILENCE};
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::tunnel::Message;
 use vmferry_dataplane::connection::{ConnectionError, Handle, Receiver, Sender};
+
+use crate::migrate::peers::lock;
 
 /// The sending half. Whoever drops it lets the connection go.
 pub(super) struct Link {
@@ -172,9 +174,4 @@ impl Drop for Link {
 fn say(sender: &Mutex<Sender>, message: &Message) -> Result<u64, ConnectionError> {
     let payload = serde_json::to_vec(message).map_err(io::Error::from)?;
     lock(sender).send(Kind::Message, payload)
-}
-
-/// What is behind the mutex: a thread that panicked ends its connection, and leaves nothing half done that others look at.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmferry_core::limits::GUEST_BYTES_MAX;
-use vmferry_core::page::{Catalog, Coders, FingerprintKey, RING_BATCHES, Reach, StreamDigest};
+use vmferry_core::page::{Catalog, Coders, FingerprintKey, RING_BATCHES, Reach};
 use vmferry_core::qemu::return_path;
 use vmferry_core::wire::frame::Kind;
 use vmferry_core::wire::tunnel::Message;
@@ -22,10 +22,8 @@ use vmferry_dataplane::source::{self, Source};
 use vmferry_dataplane::target::{self, Target};
 
 use super::Carried;
-use super::link::{Heard, Link, lock};
-
-/// A link that broke and is there again sooner was only that of the tunnel's connection.
-const RECONNECT_MAX: Duration = Duration::from_millis(500);
+use super::link::{Heard, Link};
+use crate::migrate::peers::lock;
 
 /// What an end's driver is told.
 enum Told<Event> {
@@ -78,7 +76,7 @@ pub(super) fn send(
                 give(&stream, bytes)
             }
             Heard::Message(Message::Loaded { stream: loaded }) => {
-                compare(&stream.digest(), &loaded)?;
+                stream.check_loaded(&loaded)?;
                 give(&stream, &return_path::shut(0))
             }
             Heard::Message(message) => Err(format!("{message:?} from the target's end")),
@@ -111,18 +109,7 @@ fn give(stream: &Source, bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-fn compare(sent: &StreamDigest, loaded: &StreamDigest) -> Result<(), String> {
-    if sent == loaded {
-        return Ok(());
-    }
-    Err(format!(
-        "{} bytes of QEMU's stream were sent, {} loaded, or others",
-        sent.bytes, loaded.bytes
-    ))
-}
-
-/// If the link was away for longer than it takes to connect, all of it was, and the lanes would be slow to notice that it is there
-/// again: the kernel sends ever more rarely what is not acknowledged.
+/// Has the lanes look after their own links when that of the tunnel's connection is there again.
 fn watch_link(receiver: &mut Receiver, stream: Arc<Source>) {
     let down_since = Mutex::new(None);
     receiver.on_link(move |event| match event {
@@ -132,10 +119,8 @@ fn watch_link(receiver: &mut Receiver, stream: Arc<Source>) {
         }
         LinkEvent::Up => {
             tracing::info!("the link is there again");
-            if let Some(since) = lock(&down_since).take()
-                && since.elapsed() > RECONNECT_MAX
-            {
-                stream.suspect_link(since);
+            if let Some(since) = lock(&down_since).take() {
+                stream.link_was_down(since.elapsed());
             }
         }
     });

@@ -24,7 +24,8 @@ use vmferry_core::wire::frame::{HEADER_BYTES, Kind};
 use vmferry_dataplane::connection::Receiver;
 
 use super::Carried;
-use super::link::{Heard, Link, lock};
+use super::link::{Heard, Link};
+use crate::migrate::peers::lock;
 
 /// Bytes read at once, at the most: about what a unix socket holds.
 const CHUNK_BYTES: usize = BATCH_BYTES_LEAST;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rustix::net::{RecvFlags, recv};
-use vmferry_core::limits::{HEARTBEAT, LANES_MAX};
+use vmferry_core::limits::HEARTBEAT;
 use vmferry_core::page::{CodecSettings, Coders};
 use vmferry_core::wire::hello::{ConnectionId, Hello, Lane, MigrationId, VERSIONS};
 use vmferry_core::wire::tunnel::{Carries, Message};
@@ -22,14 +22,11 @@ use super::link::{Heard, Link};
 use super::{Carried, host_name, identity, migration, pipe};
 use crate::agent::default_state_dir;
 use crate::cli::units::parse_duration;
-use crate::migrate::{SOFTWARE, random};
+use crate::migrate::{SOFTWARE, lanes, random};
 use crate::pki::{self, Identity};
 
 /// What QEMU's migration stream begins with.
 const MIGRATION_MAGIC: [u8; 4] = *b"QEVM";
-
-/// Lanes where none are asked for: each is an encoding thread, and beyond this the link is the bottleneck.
-const LANES_DEFAULT_MAX: usize = 8;
 
 /// `vmferry tunnel source`.
 #[derive(Clone, Debug, Args)]
@@ -126,13 +123,11 @@ impl Source {
     fn new(settings: Settings) -> Result<Arc<Source>> {
         let state_dir = settings.state_dir.clone().unwrap_or_else(default_state_dir);
         let identity = identity(&state_dir, settings.insecure_plaintext)?;
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        let lanes = settings.lanes.unwrap_or(processors.min(LANES_DEFAULT_MAX));
         let migrations = settings.migrations.iter().map(|path| Door::open(path, false));
         let disks = settings.disks.iter().map(|path| Door::open(path, true));
         Ok(Arc::new(Source {
             doors: migrations.chain(disks).collect::<Result<_>>()?,
-            lanes: lanes.clamp(1, LANES_MAX) as u16,
+            lanes: lanes(settings.lanes),
             host: host_name(&identity),
             identity,
             settings,
@@ -244,12 +239,8 @@ impl Source {
         let connected = self.connect(address, lane).map_err(|error| {
             format!("can't reach the other end at {meant}: {error}. Is `vmferry tunnel target` running there, and its port open?")
         })?;
-        match connected.0.host() {
-            Some(host) if !pki::may_be_at(host, meant) => Err(format!(
-                "{meant} ({address}) has the certificate of {host}: if that is the host that was meant, call it so"
-            )),
-            _ => Ok((address, connected)),
-        }
+        pki::check_is_at(connected.0.host(), meant, address)?;
+        Ok((address, connected))
     }
 
     fn connect(&self, address: SocketAddr, lane: Lane) -> Result<(Sender, Receiver), String> {
